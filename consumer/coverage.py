@@ -1,0 +1,164 @@
+"""Which boxes of a block or array are filled.
+
+Pure geometry: used by the assembler for what a buffer holds, by the ledger for what is durable,
+and for the list of what is missing.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Self
+
+
+class Box(NamedTuple):
+    """A half-open box of voxels: `start` inclusive, `stop` exclusive, one entry for each axis."""
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+
+    @classmethod
+    def of_shape(cls, shape: Iterable[int]) -> Self:
+        """Return the box of `shape` at the origin."""
+        stop = tuple(shape)
+        return cls((0,) * len(stop), stop)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along each axis."""
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def volume(self) -> int:
+        """Voxels in all."""
+        return math.prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The box as a NumPy or Zarr region."""
+        return tuple(map(slice, self.start, self.stop))
+
+    def shifted(self, origin: tuple[int, ...]) -> "Box":
+        """Return the box as seen from `origin`."""
+        return Box(
+            tuple(a - o for a, o in zip(self.start, origin, strict=True)),
+            tuple(b - o for b, o in zip(self.stop, origin, strict=True)),
+        )
+
+    def intersection(self, other: "Box") -> "Box | None":
+        """Return the part shared with `other`, or None."""
+        start = tuple(map(max, self.start, other.start))
+        stop = tuple(map(min, self.stop, other.stop))
+        if any(a >= b for a, b in zip(start, stop, strict=True)):
+            return None
+        return Box(start, stop)
+
+    def minus(self, other: "Box") -> "list[Box]":
+        """Return disjoint boxes that make up what `other` leaves of this one."""
+        shared = self.intersection(other)
+        if shared is None:
+            return [self]
+        left = []
+        start, stop = list(self.start), list(self.stop)
+        for axis, (low, high) in enumerate(zip(shared.start, shared.stop, strict=True)):
+            if start[axis] < low:
+                left.append(Box(tuple(start), (*stop[:axis], low, *stop[axis + 1 :])))
+            if high < stop[axis]:
+                left.append(Box((*start[:axis], high, *start[axis + 1 :]), tuple(stop)))
+            start[axis], stop[axis] = low, high
+        return left
+
+
+# The axis, the coordinate of the face, and the box's extent along all other axes.
+_Face = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+
+
+class Coverage:
+    """A set of voxels, kept as disjoint boxes; boxes that share a whole face become one.
+
+    Adding a box twice, or boxes that overlap, counts each voxel once.
+    """
+
+    __slots__ = ("_boxes", "_by_start", "_by_stop", "voxels")
+
+    def __init__(self, boxes: Iterable[Box] = ()) -> None:
+        self._boxes: dict[Box, None] = {}
+        self._by_start: dict[_Face, Box] = {}
+        self._by_stop: dict[_Face, Box] = {}
+        self.voxels = 0
+        for box in boxes:
+            self.add(box)
+
+    def __iter__(self) -> Iterator[Box]:
+        return iter(self._boxes)
+
+    def __len__(self) -> int:
+        return len(self._boxes)
+
+    def copy(self) -> "Coverage":
+        """Return an independent copy."""
+        return Coverage(self._boxes)
+
+    def add(self, box: Box) -> int:
+        """Add a box; return how many of its voxels were not covered before."""
+        new = self.missing(box)
+        for piece in new:
+            self._insert(piece)
+        added = sum(piece.volume for piece in new)
+        self.voxels += added
+        return added
+
+    def update(self, other: "Coverage") -> None:
+        """Add every box of `other`."""
+        for box in other:
+            self.add(box)
+
+    def missing(self, within: Box) -> list[Box]:
+        """Return disjoint boxes that make up what is not covered of `within`."""
+        left = [within]
+        for box in self._boxes:
+            if within.intersection(box) is not None:
+                left = [piece for part in left for piece in part.minus(box)]
+                if not left:
+                    break
+        return left
+
+    def covers(self, box: Box) -> bool:
+        """Whether every voxel of `box` is covered."""
+        return not self.missing(box)
+
+    def _insert(self, box: Box) -> None:
+        merged: Box | None = box
+        while merged is not None:
+            box = merged
+            merged = self._merged(box)
+        self._boxes[box] = None
+        for axis in range(len(box.start)):
+            self._by_start[_face(box, axis, box.start[axis])] = box
+            self._by_stop[_face(box, axis, box.stop[axis])] = box
+
+    def _merged(self, box: Box) -> Box | None:
+        for axis in range(len(box.start)):
+            before = self._by_stop.get(_face(box, axis, box.start[axis]))
+            if before is not None:
+                self._remove(before)
+                return Box(before.start, box.stop)
+            after = self._by_start.get(_face(box, axis, box.stop[axis]))
+            if after is not None:
+                self._remove(after)
+                return Box(box.start, after.stop)
+        return None
+
+    def _remove(self, box: Box) -> None:
+        del self._boxes[box]
+        for axis in range(len(box.start)):
+            del self._by_start[_face(box, axis, box.start[axis])]
+            del self._by_stop[_face(box, axis, box.stop[axis])]
+
+
+def _face(box: Box, axis: int, coordinate: int) -> _Face:
+    start, stop = box
+    return (
+        axis,
+        coordinate,
+        start[:axis] + start[axis + 1 :],
+        stop[:axis] + stop[axis + 1 :],
+    )

@@ -1,0 +1,210 @@
+"""Every error of the consumer, and what becomes of the delivery that met it.
+
+::
+
+    ConsumerError
+    ├── ParkError              park: this message can never be written
+    │   ├── Undecodable
+    │   ├── InvalidMessage
+    │   ├── UnknownVersion
+    │   ├── ChecksumMismatch
+    │   ├── TooLarge
+    │   ├── UnsafePath
+    │   ├── OutOfBounds
+    │   ├── UnsafeCast
+    │   ├── ArrayMismatch
+    │   ├── SourceConflict
+    │   ├── RunConflict
+    │   ├── DamagedBlock
+    │   ├── StoreNotWritable
+    │   └── Unexpected
+    ├── RetryError             retry: keep it unacknowledged, go on when the fault clears
+    │   ├── StorageFault
+    │   └── StoreRemoved
+    ├── ReconnectError         reconnect: the channel and its tags are gone
+    │   └── BrokerLost
+    └── StopError              stop: exit code 2 with one line that says what to change
+        ├── UnusableSettings
+        └── UnusableRoot
+
+Errors of the operating system are translated here and nowhere else; those of pika in the
+modules that import pika, those of zarr in the modules that import zarr.
+"""
+
+import errno
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Disposition(StrEnum):
+    """What becomes of the deliveries that an error concerns."""
+
+    PARK = "park"
+    RETRY = "retry"
+    RECONNECT = "reconnect"
+    STOP = "stop"
+
+
+class ConsumerError(Exception):
+    """Base of all errors that the consumer raises on purpose."""
+
+    disposition: ClassVar[Disposition]
+
+
+class ParkError(ConsumerError):
+    """The message can never be written; `reason` is its label in metrics and parking headers."""
+
+    disposition = Disposition.PARK
+    reason: ClassVar[str]
+
+
+class Undecodable(ParkError):
+    """The body is not what its content type says."""
+
+    reason = "undecodable"
+
+
+class InvalidMessage(ParkError):
+    """The message departs from the wire contract."""
+
+    reason = "invalid"
+
+
+class UnknownVersion(ParkError):
+    """The message's type is none that this consumer speaks."""
+
+    reason = "unknown_version"
+
+
+class ChecksumMismatch(ParkError):
+    """The body is not the one that was checksummed."""
+
+    reason = "checksum"
+
+
+class TooLarge(ParkError):
+    """A size is beyond a limit."""
+
+    reason = "too_large"
+
+
+class UnsafePath(ParkError):
+    """The store key or array path is not one that stays below the output root."""
+
+    reason = "unsafe_path"
+
+
+class OutOfBounds(ParkError):
+    """A crop leaves its tile, or a stitched crop its array."""
+
+    reason = "out_of_bounds"
+
+
+class UnsafeCast(ParkError):
+    """The tile's values do not fit the array's dtype."""
+
+    reason = "unsafe_cast"
+
+
+class ArrayMismatch(ParkError):
+    """What is stored is not what the message says."""
+
+    reason = "array_mismatch"
+
+
+class SourceConflict(ParkError):
+    """A second source writes into an array."""
+
+    reason = "source_conflict"
+
+
+class RunConflict(ParkError):
+    """A second run writes into an array."""
+
+    reason = "run_conflict"
+
+
+class DamagedBlock(ParkError):
+    """What is stored of a block cannot be decoded, so nothing can be merged with it."""
+
+    reason = "damaged_block"
+
+
+class StoreNotWritable(ParkError):
+    """This store cannot be written, whereas its root can."""
+
+    reason = "store_not_writable"
+
+
+class Unexpected(ParkError):
+    """The message met a defect of the consumer."""
+
+    reason = "unexpected"
+
+
+class RetryError(ConsumerError):
+    """A fault that may clear by itself."""
+
+    disposition = Disposition.RETRY
+
+
+class StorageFault(RetryError):
+    """The output root or what lies below it failed."""
+
+
+class StoreRemoved(RetryError):
+    """A folder that existed is gone: somebody removed the store."""
+
+
+class ReconnectError(ConsumerError):
+    """The channel is of no more use."""
+
+    disposition = Disposition.RECONNECT
+
+
+class BrokerLost(ReconnectError):
+    """The connection or channel was lost, refused or cancelled."""
+
+
+class StopError(ConsumerError):
+    """The consumer cannot run as configured."""
+
+    disposition = Disposition.STOP
+
+
+class UnusableSettings(StopError):
+    """A setting is missing, malformed or impossible beside the others."""
+
+
+class UnusableRoot(StopError):
+    """The output root cannot be written."""
+
+
+_NEVER_WRITABLE_PATH = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
+_NOT_PERMITTED = {errno.EACCES, errno.EPERM}
+
+
+def from_os_error(error: OSError, *, root_writable: bool) -> ConsumerError:
+    """Translate an operating system's error on a path below the output root.
+
+    Parameters
+    ----------
+    error : OSError
+        As raised while reading or writing below the root.
+    root_writable : bool
+        Whether the root itself passed its last probe write: a permission error is then this
+        store's own and final, otherwise the root's and transient.
+    """
+    what = f"{error.strerror or error} (errno {error.errno}) at {error.filename!r}"
+    if error.errno in _NEVER_WRITABLE_PATH:
+        return UnsafePath(f"no file can be written there: {what}")
+    if error.errno in _NOT_PERMITTED and root_writable:
+        return StoreNotWritable(f"the store refuses writing, the output root does not: {what}")
+    if error.errno == errno.ENOENT:
+        return StoreRemoved(f"removed while in use: {what}")
+    if error.errno == errno.EXDEV:
+        return UnusableRoot(
+            f"{what}: the output root spans file systems, so no file can be moved into place "
+            "in one step; give TILES_OUTPUT_ROOT a folder on one file system"
+        )
+    return StorageFault(what)

@@ -1,0 +1,268 @@
+"""One message of the wire contract: from an AMQP body to tiles in array coordinates, and back.
+
+`decode` checks everything that can be known without the store; what the stored array says is
+left to `consumer.arrays`. Nothing is placed before every tile of a message has been checked.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from consumer import tensors
+from consumer.contract import (
+    CHECKSUM_HEADER,
+    CONTENT_ENCODING,
+    CONTENT_TYPE,
+    MESSAGE_TYPE,
+    Scalar,
+    TileEntry,
+    TilesEntry,
+    as_scalar,
+    build,
+    parse,
+)
+from consumer.coverage import Box
+from consumer.errors import (
+    ChecksumMismatch,
+    InvalidMessage,
+    ParkError,
+    TooLarge,
+    Undecodable,
+    UnknownVersion,
+    UnsafeCast,
+)
+from consumer.placement import stitched_box
+
+MAX_MESSAGE_BYTES = 16 << 20
+_METADATA_KEY = "tiles"
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What AMQP says of a body."""
+
+    routing_key: str
+    type: str | None
+    content_type: str | None
+    content_encoding: str | None = None
+    headers: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One checked tile: its box in the array, and the values that go there.
+
+    `values` has the box's shape and is a view into the message's body, or is the one fill value.
+    """
+
+    box: Box
+    values: npt.NDArray[Any] | Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A decoded message. `nbytes` is what its tiles keep in memory."""
+
+    entry: TilesEntry
+    tiles: tuple[Tile, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A message ready to be published; `properties` are AMQP's basic properties by name."""
+
+    routing_key: str
+    body: bytes
+    properties: dict[str, Any]
+
+
+def encode(
+    fields: Mapping[str, Any],
+    arrays: Sequence[npt.NDArray[Any]],
+    *,
+    compress: bool = False,
+    checksum: bool = False,
+) -> Encoded:
+    """Return the message of one array's tiles.
+
+    Parameters
+    ----------
+    fields : mapping
+        The keys of `consumer.contract.TilesEntry`.
+    arrays : sequence of ndarray
+        C(Z)YX, one for each tile without `fill`, in order.
+    compress : bool
+        Compress the whole body with zstd.
+    checksum : bool
+        Add the body's CRC-32C.
+
+    Raises
+    ------
+    ParkError
+        As the consumer would park it with.
+    """
+    entry = build(fields)
+    _tiles(entry, arrays)
+    text = entry.model_dump_json(exclude_defaults=True)
+    body = tensors.write(arrays, {_METADATA_KEY: text})
+    if compress:
+        body = zstandard.ZstdCompressor().compress(body)
+    headers = {CHECKSUM_HEADER: google_crc32c.value(body)} if checksum else {}
+    properties = {
+        "type": MESSAGE_TYPE,
+        "content_type": CONTENT_TYPE,
+        "content_encoding": CONTENT_ENCODING if compress else None,
+        "delivery_mode": 2,
+        "headers": headers,
+    }
+    return Encoded(entry.store, body, properties)
+
+
+def decode(envelope: Envelope, body: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Message:
+    """Return the message's tiles; an uncompressed body is not copied.
+
+    Parameters
+    ----------
+    envelope : Envelope
+        As delivered.
+    body : bytes
+        As sent.
+    max_bytes : int
+        The most that the body may have, as sent and decompressed.
+
+    Raises
+    ------
+    ParkError
+        With a reason that names the value, and for a tile its index.
+    """
+    _check_envelope(envelope)
+    if len(body) > max_bytes:
+        raise TooLarge(_too_large(len(body), max_bytes))
+    _check_checksum(envelope.headers, body)
+    if envelope.content_encoding == CONTENT_ENCODING:
+        body = _decompressed(body, max_bytes)
+    arrays, metadata = tensors.read(body)
+    if _METADATA_KEY not in metadata:
+        raise InvalidMessage(f"the metadata lacks {_METADATA_KEY!r}; it has {sorted(metadata)[:8]}")
+    entry = parse(metadata[_METADATA_KEY])
+    if entry.store != envelope.routing_key:
+        raise InvalidMessage(
+            f"the routing key {envelope.routing_key!r} is not the store key {entry.store!r}"
+        )
+    return Message(entry, _tiles(entry, arrays), len(body))
+
+
+def check_values(tiles: Sequence[Tile], dtype: np.dtype[Any]) -> None:
+    """Check that every tile's values may be stored as `dtype`.
+
+    Raises
+    ------
+    UnsafeCast
+        With the index of the first tile that may not.
+    """
+    for index, tile in enumerate(tiles):
+        if isinstance(tile.values, np.ndarray):
+            if not _castable(tile.values.dtype, dtype):
+                raise UnsafeCast(
+                    f"tile {index}: {tile.values.dtype} cannot be stored as {dtype} without loss; "
+                    "cast it before publishing"
+                )
+            continue
+        try:
+            as_scalar(tile.values, dtype, "fill")
+        except ValueError as error:
+            raise UnsafeCast(f"tile {index}: {error}") from None
+
+
+def _castable(given: np.dtype[Any], stored: np.dtype[Any]) -> bool:
+    if np.can_cast(given, stored, "safe"):
+        return True
+    return given == np.float64 and stored == np.float32
+
+
+def _check_envelope(envelope: Envelope) -> None:
+    if envelope.type != MESSAGE_TYPE:
+        raise UnknownVersion(f"type {envelope.type!r} is not {MESSAGE_TYPE!r}")
+    if envelope.content_type != CONTENT_TYPE:
+        raise Undecodable(f"content_type {envelope.content_type!r} is not {CONTENT_TYPE!r}")
+    if envelope.content_encoding not in {None, "", CONTENT_ENCODING}:
+        raise Undecodable(
+            f"content_encoding {envelope.content_encoding!r} is neither absent nor "
+            f"{CONTENT_ENCODING!r}"
+        )
+
+
+def _check_checksum(headers: Mapping[str, Any], body: bytes) -> None:
+    given = headers.get(CHECKSUM_HEADER)
+    if given is None:
+        return
+    if type(given) is not int or not 0 <= given < 1 << 32:
+        raise InvalidMessage(
+            f"header {CHECKSUM_HEADER} {given!r:.80} is not an unsigned 32-bit number"
+        )
+    found = google_crc32c.value(body)
+    if given != found:
+        raise ChecksumMismatch(f"header crc32c {given:#010x}, the body's {found:#010x}")
+
+
+def _decompressed(body: bytes, max_bytes: int) -> bytes:
+    library = zstandard.ZstdDecompressor(max_window_size=_window(max_bytes))
+    try:
+        size = zstandard.get_frame_parameters(body).content_size
+        plain = b""
+        if size == zstandard.CONTENTSIZE_UNKNOWN:
+            plain = library.stream_reader(body).read(max_bytes + 1)
+            size = len(plain)
+        # The library allocates the size that a frame claims, so the claim is checked first.
+        if size > max_bytes:
+            raise TooLarge(f"decompressed {_too_large(size, max_bytes)}")
+        return plain if plain else library.decompress(body, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Undecodable(f"the body is not zstd: {error}") from None
+
+
+def _window(max_bytes: int) -> int:
+    return max(1 << 10, 1 << (max_bytes - 1).bit_length())
+
+
+def _too_large(size: int, limit: int) -> str:
+    return (
+        f"body of {size} bytes is over the limit of {limit}; send fewer or smaller tiles in one "
+        "message or raise TILES_MAX_MESSAGE_BYTES"
+    )
+
+
+def _tiles(entry: TilesEntry, arrays: Sequence[npt.NDArray[Any]]) -> tuple[Tile, ...]:
+    wanted = sum(tile.fill is None for tile in entry.tiles)
+    if wanted != len(arrays):
+        raise InvalidMessage(
+            f"{wanted} tiles without fill need as many tensors; there are {len(arrays)}"
+        )
+    rest = iter(arrays)
+    tiles = tuple(
+        _tile(entry, index, tile, next(rest) if tile.fill is None else None)
+        for index, tile in enumerate(entry.tiles)
+    )
+    if entry.dtype is not None:
+        check_values(tiles, np.dtype(entry.dtype))
+    return tiles
+
+
+def _tile(entry: TilesEntry, index: int, tile: TileEntry, tensor: npt.NDArray[Any] | None) -> Tile:
+    try:
+        box, crop = stitched_box(
+            entry.axes, entry.shape, tile, None if tensor is None else tensor.shape
+        )
+    except ParkError as error:
+        raise type(error)(f"tile {index}: {error}") from None
+    if tensor is None:
+        assert tile.fill is not None
+        return Tile(box, tile.fill)
+    # Reshaping by axes of one voxel alone: still a view.
+    return Tile(box, tensor[crop].reshape(box.shape))

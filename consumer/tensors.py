@@ -1,0 +1,166 @@
+"""Reads a safetensors document in place, trusting none of it; writes it through the library.
+
+The format (https://huggingface.co/docs/safetensors): 8 bytes of little-endian header length, a
+JSON header naming each tensor's dtype, shape and byte range, then the tensors without a gap.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydantic_core
+from safetensors.numpy import save
+
+from consumer.errors import TooLarge, Undecodable
+
+MAX_HEADER_BYTES = 1 << 20
+_LENGTH_BYTES = 8
+_MAX_NDIM = 8
+_METADATA = "__metadata__"
+_DTYPES = {
+    "BOOL": np.dtype("?"),
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+    "U16": np.dtype("<u2"),
+    "I16": np.dtype("<i2"),
+    "U32": np.dtype("<u4"),
+    "I32": np.dtype("<i4"),
+    "U64": np.dtype("<u8"),
+    "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+}
+
+
+def write(tensors: Sequence[npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+    """Return a document of the tensors `"0"` … `"N-1"` and string metadata."""
+    named = {str(i): np.ascontiguousarray(tensor) for i, tensor in enumerate(tensors)}
+    return bytes(save(named, dict(metadata)))
+
+
+def read(body: bytes) -> tuple[list[npt.NDArray[Any]], dict[str, str]]:
+    """Return views into `body` of the tensors `"0"` … `"N-1"`, and the metadata.
+
+    Raises
+    ------
+    Undecodable
+        Where the document does not hold together.
+    TooLarge
+        Where the header is longer than `MAX_HEADER_BYTES`.
+    """
+    if len(body) < _LENGTH_BYTES:
+        raise Undecodable(f"a body of {len(body)} bytes is too short for a safetensors document")
+    header_bytes = int.from_bytes(body[:_LENGTH_BYTES], "little")
+    data_start = _LENGTH_BYTES + header_bytes
+    if data_start > len(body):
+        raise Undecodable(
+            f"the safetensors header length {header_bytes} leaves the body of {len(body)} bytes"
+        )
+    if header_bytes > MAX_HEADER_BYTES:
+        raise TooLarge(
+            f"the safetensors header has {header_bytes} bytes; at most {MAX_HEADER_BYTES} are read"
+        )
+    header = _parsed(body[_LENGTH_BYTES:data_start])
+    metadata = _metadata(header.pop(_METADATA, {}))
+    spans = [_span(name, header) for name in _names(header)]
+    _check_contiguous(spans, len(body) - data_start)
+    return [_view(body, data_start, *span) for span in spans], metadata
+
+
+_Span = tuple[np.dtype[Any], tuple[int, ...], int, int]
+
+
+def _parsed(raw: bytes) -> dict[str, Any]:
+    try:
+        header = pydantic_core.from_json(raw, allow_inf_nan=False)
+    except ValueError as error:
+        raise Undecodable(f"the safetensors header is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise Undecodable(f"the safetensors header is a {type(header).__name__}, not an object")
+    return header
+
+
+def _metadata(found: Any) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise Undecodable(f"the safetensors {_METADATA} is not an object of strings")
+    return found
+
+
+def _names(header: Mapping[str, Any]) -> list[str]:
+    names = [str(i) for i in range(len(header))]
+    for name in names:
+        if name not in header:
+            raise Undecodable(
+                f"the document's {len(names)} tensors must be named '0' to '{len(names) - 1}'; "
+                f"{name!r} is missing, found {sorted(header)[:8]}"
+            )
+    return names
+
+
+def _span(name: str, header: Mapping[str, Any]) -> _Span:
+    entry = header[name]
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise Undecodable(
+            f"tensor {name!r} must have exactly dtype, shape and data_offsets: {_shown(entry)}"
+        )
+    dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise Undecodable(
+            f"tensor {name!r} has the unknown dtype {_shown(entry['dtype'])}; "
+            f"known are {', '.join(_DTYPES)}"
+        )
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _whole_numbers(shape, 1) or not 1 <= len(shape) <= _MAX_NDIM:
+        raise Undecodable(
+            f"tensor {name!r} has the shape {_shown(shape)}; it must be a list of 1 to "
+            f"{_MAX_NDIM} whole numbers above zero"
+        )
+    if not _whole_numbers(offsets, 0) or len(offsets) != 2:
+        raise Undecodable(
+            f"tensor {name!r} has the data_offsets {_shown(offsets)}; "
+            "they must be two whole numbers, not negative"
+        )
+    start, stop = offsets
+    if stop - start != math.prod(shape) * dtype.itemsize:
+        raise Undecodable(
+            f"tensor {name!r} of shape {_shown(shape)} and dtype {entry['dtype']} does not fill "
+            f"the bytes {_shown(offsets)}"
+        )
+    return dtype, tuple(shape), start, stop
+
+
+def _whole_numbers(found: Any, least: int) -> bool:
+    return isinstance(found, list) and all(type(n) is int and n >= least for n in found)
+
+
+def _check_contiguous(spans: Sequence[_Span], data_bytes: int) -> None:
+    end = 0
+    for start, stop in sorted((start, stop) for _, _, start, stop in spans):
+        if start != end:
+            raise Undecodable(
+                f"the tensors' byte ranges overlap or leave a gap: one starts at {start}, "
+                f"the one before ends at {end}"
+            )
+        end = stop
+    if end != data_bytes:
+        raise Undecodable(f"the tensors end at byte {end}, the body's data at {data_bytes}")
+
+
+def _view(
+    body: bytes,
+    data_start: int,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    start: int,
+    stop: int,
+) -> npt.NDArray[Any]:
+    count = (stop - start) // dtype.itemsize
+    return np.frombuffer(body, dtype, count, data_start + start).reshape(shape)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
