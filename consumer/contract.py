@@ -327,8 +327,17 @@ def _plain(value: Any) -> Any:
 def reason_of(error: ValidationError) -> str:
     """Return one line that names the first failing field, its value and how many more fail."""
     first, *others = error.errors(include_url=False)
-    where = ".".join(str(part) for part in first["loc"]) or "tiles"
-    shown = repr(first.get("input"))
-    value = f" (got {shown})" if first["type"] != "missing" and len(shown) <= 200 else ""
+    where = ".".join(str(part) for part in first["loc"])
+    given = first.get("input")
+    # Whole objects are not shown: among settings they hold the password.
+    shown = (
+        "" if isinstance(given, dict) or first["type"] == "missing" else f" (got {_shown(given)})"
+    )
     more = f"; and {len(others)} more" if others else ""
-    return f"{where}: {first['msg']}{value}{more}"
+    what = first["msg"].removeprefix("Value error, ")
+    return f"{where + ': ' if where else ''}{what}{shown}{more}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,0 +1,270 @@
+"""The consumer's settings: one model, read once at start and passed in.
+
+From, in this order: flags, environment (`TILES_…`), secrets folder, file (TOML), defaults.
+"""
+
+import argparse
+import os
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from consumer.contract import reason_of
+from consumer.errors import UnusableSettings
+from consumer.message import MAX_MESSAGE_BYTES
+
+ENV_PREFIX = "TILES_"
+# A block is held up to four times while it is written: buffer, stored base, encoded, joined shard.
+BLOCK_SHARE = 4
+# Bodies waiting in memory may take this part of the budget; the rest go to the scratch file.
+BODY_SHARE = 4
+
+
+class Settings(BaseSettings):
+    """All settings of `consumer run`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+
+    output_root: Path = Field(description="Folder below which all stores are written.")
+    config_file: Path | None = Field(None, description="TOML file with any of these settings.")
+    secrets_folder: Path | None = Field(
+        None, description="Folder with one file for each secret, named like tiles_password."
+    )
+
+    hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("localhost:5672",),
+        min_length=1,
+        description="RabbitMQ nodes, host[:port], separated by commas; tried in random order.",
+    )
+    virtual_host: str = Field("/", description="RabbitMQ virtual host.")
+    username: str = Field("guest", description="RabbitMQ user.")
+    password: SecretStr = Field(SecretStr("guest"), description="RabbitMQ password.")
+    username_file: Path | None = Field(
+        None, description="File with the user, read at each connect; wins over username."
+    )
+    password_file: Path | None = Field(
+        None, description="File with the password, read at each connect; wins over password."
+    )
+    tls: bool = Field(False, description="Connect with TLS.")
+    tls_ca_file: Path | None = Field(
+        None, description="PEM file of the certificate authorities to trust; default: the system's."
+    )
+    tls_certificate_file: Path | None = Field(
+        None, description="PEM file of the client certificate."
+    )
+    tls_key_file: Path | None = Field(None, description="PEM file of the client certificate's key.")
+    heartbeat_s: int = Field(60, ge=1, le=3600, description="AMQP heartbeat, seconds.")
+    reconnect_min_s: float = Field(
+        0.5, gt=0, le=60, description="First wait before connecting again, seconds; doubles."
+    )
+    reconnect_max_s: float = Field(
+        30.0, gt=0, le=600, description="Longest wait before connecting again, seconds."
+    )
+
+    topology_prefix: str = Field(
+        "tiles", min_length=1, max_length=64, description="First part of exchange and queue names."
+    )
+    declare_topology: bool = Field(
+        True, description="Declare exchanges and queues; false: only check that they are there."
+    )
+    delivery_limit: int = Field(
+        1000, ge=10, description="The queue's delivery-limit, a backstop: deliveries of a message."
+    )
+    queue_max_bytes: ByteSize = Field(
+        ByteSize(32 << 30),
+        ge=1 << 20,
+        description="The queue's max-length-bytes; beyond it publishers are refused.",
+    )
+    prefetch_count: int = Field(
+        1000, ge=1, le=65535, description="Deliveries held at once, unacknowledged."
+    )
+    consumer_timeout_s: float = Field(
+        1800.0, gt=0, description="The broker's consumer_timeout, seconds."
+    )
+
+    max_age_s: float = Field(
+        300.0,
+        gt=0,
+        description="A block is written before its oldest delivery is older, seconds; "
+        "below a third of consumer_timeout_s.",
+    )
+    idle_s: float = Field(
+        5.0,
+        gt=0,
+        description="An array's blocks are written when no tile came for so long, seconds, or "
+        "three times the gap between its tiles if that is longer.",
+    )
+
+    max_message_bytes: ByteSize = Field(
+        ByteSize(MAX_MESSAGE_BYTES),
+        ge=1 << 10,
+        description="Largest body, as sent and decompressed.",
+    )
+    memory_budget_bytes: ByteSize = Field(
+        ByteSize(1 << 30),
+        ge=1 << 20,
+        description="Memory for bodies, block buffers and encoding; the process itself takes "
+        "about 150 MiB more.",
+    )
+    scratch_bytes: ByteSize = Field(
+        ByteSize(16 << 30),
+        ge=0,
+        description="Disk for bodies beyond the budget, in an unlinked file.",
+    )
+    scratch_folder: Path = Field(
+        Path(tempfile.gettempdir()), description="Folder of the scratch file; not a tmpfs."
+    )
+    workers: int = Field(
+        default_factory=lambda: len(os.sched_getaffinity(0)),
+        ge=1,
+        le=64,
+        description="Threads that read, encode and write; default: the number of cores.",
+    )
+    max_open_arrays: int = Field(256, ge=1, description="Array handles kept open.")
+    write_empty_chunks: bool = Field(
+        True, description="Store blocks that hold nothing but the fill value."
+    )
+    file_mode: int = Field(0o644, ge=0, le=0o777, description="Mode of files, an integer.")
+    folder_mode: int = Field(0o755, ge=0, le=0o777, description="Mode of folders, an integer.")
+    retry_max_s: float = Field(
+        30.0, gt=0, description="Longest wait before a failed write is tried again, seconds."
+    )
+    probe_interval_s: float = Field(
+        10.0, gt=0, description="Time between probe writes of the output root, seconds."
+    )
+    grace_s: float = Field(
+        25.0, gt=0, description="Time to flush after SIGTERM, seconds; below the pod's."
+    )
+
+    http_host: str = Field("0.0.0.0", description="Address of the health and metrics server.")  # noqa: S104 - a pod's probes come from outside it
+    http_port: int = Field(
+        8080, ge=0, le=65535, description="Port of the health and metrics server; 0: any free one."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severe level that is logged."
+    )
+    log_format: Literal["json", "text"] = Field("json", description="Form of the log lines.")
+    consumer_name: str = Field(
+        default_factory=socket.gethostname,
+        max_length=128,
+        description="Name of this replica in consumer tags and parked messages; default: the host.",
+    )
+
+    @field_validator("hosts", mode="before")
+    @classmethod
+    def _hosts_are_listed(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("hosts")
+    @classmethod
+    def _hosts_have_ports(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            address(host)
+        return hosts
+
+    @field_validator("file_mode", "folder_mode", mode="before")
+    @classmethod
+    def _modes_are_octal(cls, value: Any) -> Any:
+        return int(value, 8) if isinstance(value, str) and value.startswith("0") else value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.max_age_s >= self.consumer_timeout_s / 3:
+            raise ValueError(
+                f"max_age_s {self.max_age_s:g} must be below a third of consumer_timeout_s "
+                f"{self.consumer_timeout_s:g}, or the broker takes deliveries away while they wait"
+            )
+        if self.max_message_bytes * BODY_SHARE > self.memory_budget_bytes:
+            raise ValueError(
+                f"memory_budget_bytes {self.memory_budget_bytes} must be at least {BODY_SHARE} "
+                f"times max_message_bytes {self.max_message_bytes}"
+            )
+        most = self.prefetch_count * self.max_message_bytes
+        if most > self.memory_budget_bytes + self.scratch_bytes:
+            raise ValueError(
+                f"prefetch_count {self.prefetch_count} of max_message_bytes "
+                f"{self.max_message_bytes} make {most} bytes, over memory_budget_bytes "
+                f"{self.memory_budget_bytes} plus scratch_bytes {self.scratch_bytes}; lower the "
+                "first two or raise the last two"
+            )
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_certificate_file and tls_key_file go together")
+        if not self.tls and (self.tls_ca_file or self.tls_certificate_file):
+            raise ValueError("tls_ca_file and tls_certificate_file need tls = true")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings' signature
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Add the TOML file, last."""
+        toml = TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, file_secret_settings, toml
+
+
+def address(host: str) -> tuple[str, int | None]:
+    """Return the name and port of `host[:port]`; an IPv6 address stands in brackets."""
+    name, _, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
+    if not name:
+        name, port = host, ""
+    if not name or (port and not port.isdecimal()) or (":" in name and not name.startswith("[")):
+        raise ValueError(f"{host!r} is not host or host:port")
+    return name.strip("[]"), int(port) if port else None
+
+
+def load(arguments: Sequence[str], program: str = "consumer run") -> Settings:
+    """Return the settings from flags, environment, secrets folder and file.
+
+    Raises
+    ------
+    UnusableSettings
+        With one line that names the setting and what would be right.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config-file", default=os.environ.get(f"{ENV_PREFIX}CONFIG_FILE"))
+    first.add_argument("--secrets-folder", default=os.environ.get(f"{ENV_PREFIX}SECRETS_FOLDER"))
+    found, _ = first.parse_known_args(arguments)
+    if found.config_file and not Path(found.config_file).is_file():
+        raise UnusableSettings(f"config_file: there is no file {found.config_file}")
+    if found.secrets_folder and not Path(found.secrets_folder).is_dir():
+        raise UnusableSettings(f"secrets_folder: there is no folder {found.secrets_folder}")
+    try:
+        return _from(found.config_file, found.secrets_folder, list(arguments), program)
+    except ValidationError as error:
+        raise UnusableSettings(f"{reason_of(error)}; see {program} --help") from None
+    except (SettingsError, ValueError) as error:
+        raise UnusableSettings(str(error)) from None
+
+
+def _from(config: str | None, secrets: str | None, arguments: list[str], program: str) -> Settings:
+    class Loaded(Settings):
+        model_config = SettingsConfigDict(toml_file=config, secrets_dir=secrets)
+
+    Loaded.__doc__ = Settings.__doc__
+    return Loaded(
+        _cli_parse_args=arguments,
+        _cli_prog_name=program,
+        _cli_kebab_case=True,
+        _cli_implicit_flags=True,
+        _cli_hide_none_type=True,
+        _cli_avoid_json=True,
+    )
