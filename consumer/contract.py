@@ -257,12 +257,6 @@ class TilesEntry(ArrayEntry):
     tiles: Annotated[tuple[TileEntry, ...], Field(min_length=1, max_length=MAX_TILES)]
     sent_ms: Annotated[int, Field(ge=0, le=_MAX_SIZE)] | None = None
 
-    def array_entry(self) -> ArrayEntry:
-        """Return what is said of the array, without the tiles."""
-        return ArrayEntry.model_construct(
-            **{name: getattr(self, name) for name in ArrayEntry.model_fields}
-        )
-
 
 def as_scalar(value: Scalar, dtype: np.dtype[Any], what: str) -> "np.generic[Any]":
     """Return `value` in `dtype`.

@@ -7,6 +7,9 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from consumer.contract import AXES, TileEntry
 from consumer.coverage import Box
@@ -33,10 +36,13 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """How an array is cut into blocks, in voxels. Edge blocks end with the array."""
+    """How an array is cut into blocks, in voxels. Edge blocks end with the array.
+
+    `file` is the shape of what is stored as one file: a shard, or a chunk of an unsharded array.
+    """
 
     shape: tuple[int, ...]
-    chunks: tuple[int, ...]
+    file: tuple[int, ...]
     block: tuple[int, ...]
 
     def box(self, index: BlockIndex) -> Box:
@@ -58,6 +64,23 @@ class Grid:
             shared = box.intersection(block)
             assert shared is not None
             yield Piece(index, shared.shifted(block.start), shared.shifted(box.start))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What placing tiles needs to know of an array, as stored."""
+
+    axes: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+
+    @property
+    def grid(self) -> Grid:
+        """How the array is cut into blocks."""
+        block = block_shape(self.shape, self.chunks, self.shards, self.dtype.itemsize)
+        return Grid(self.shape, self.shards or self.chunks, block)
 
 
 def automatic_chunks(axes: str, shape: tuple[int, ...]) -> tuple[int, ...]:

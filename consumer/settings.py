@@ -26,10 +26,10 @@ from consumer.errors import UnusableSettings
 from consumer.message import MAX_MESSAGE_BYTES
 
 ENV_PREFIX = "TILES_"
-# A block is held up to four times while it is written: buffer, stored base, encoded, joined shard.
-BLOCK_SHARE = 4
 # Bodies waiting in memory may take this part of the budget; the rest go to the scratch file.
 BODY_SHARE = 4
+# A block is held up to four times while it is written: buffer, stored base, encoded, joined shard.
+_BLOCK_COPIES = 4
 
 
 class Settings(BaseSettings):
@@ -268,3 +268,8 @@ def _from(config: str | None, secrets: str | None, arguments: list[str], program
         _cli_hide_none_type=True,
         _cli_avoid_json=True,
     )
+
+
+def max_block_bytes(budget: int) -> int:
+    """Return the largest block that fits a memory budget beside waiting bodies, in bytes."""
+    return (budget - budget // BODY_SHARE) // _BLOCK_COPIES

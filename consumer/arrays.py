@@ -1,0 +1,286 @@
+"""Opens and creates stores, groups and arrays, and checks them against what messages say.
+
+Runs in worker threads and keeps nothing: which handles stay open is the owning thread's business.
+Metadata is written through the same commit as blocks.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.storage import LocalStore, MemoryStore
+
+from consumer.commit import Commit, refuse_links
+from consumer.contract import ArrayEntry, Codec, as_scalar
+from consumer.coverage import Box, Coverage
+from consumer.encoder import AnyArray, Objects, encode
+from consumer.errors import ArrayMismatch, DamagedBlock, TooLarge
+from consumer.placement import Layout, automatic_chunks, automatic_shards
+
+if TYPE_CHECKING:
+    from zarr.abc.buffer import Buffer
+
+DEFAULT_DTYPE = np.dtype("float32")
+_CODEC_ARGUMENT = {"transpose": "filters", "bytes": "serializer"}
+_METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """An open store: where to read, and how to commit."""
+
+    key: str
+    path: Path
+    reader: LocalStore
+    commit: Commit
+
+
+@dataclass(frozen=True, slots=True)
+class OpenArray:
+    """An open array."""
+
+    store: Store
+    path: str
+    layout: Layout
+    array: AnyArray
+
+    def check(self, entry: ArrayEntry) -> None:
+        """Check what a message says of the array against what is stored.
+
+        Raises
+        ------
+        ArrayMismatch
+            With both values.
+        """
+        layout = self.layout
+        said = {
+            "axes": (entry.axes, layout.axes),
+            "shape": (entry.shape, layout.shape),
+            "dtype": (entry.dtype, layout.dtype.name),
+            "chunks": (entry.chunks, layout.chunks),
+            "shards": (None if entry.shards == "auto" else entry.shards, layout.shards),
+        }
+        for name, (given, stored) in said.items():
+            if given is not None and given != stored:
+                raise ArrayMismatch(
+                    f"{self.store.key}/{self.path}: {name} {_shown(given)} is not the stored "
+                    f"{_shown(stored)}"
+                )
+
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        """Return what is stored in a box; the fill value where nothing is.
+
+        Raises
+        ------
+        DamagedBlock
+            Where a stored chunk cannot be decoded.
+        """
+        try:
+            return np.array(self.array[box.slices], dtype=self.layout.dtype)
+        except OSError:
+            raise
+        except Exception as error:
+            raise DamagedBlock(
+                f"{self.store.key}/{self.path}: what is stored in {box.start} to {box.stop} cannot "
+                f"be decoded ({type(error).__name__}: {error}); remove or restore its files"
+            ) from error
+
+    def encode(self, box: Box, buffer: npt.NDArray[Any], filled: Coverage) -> Objects:
+        """Return the encoded files of a block, as `consumer.encoder.encode`."""
+        return encode(self.array, self.layout.grid, box, buffer, filled)
+
+
+def open_store(root: Path, key: str, *, file_mode: int, folder_mode: int) -> Store:
+    """Return a store's handle; the store need not exist yet.
+
+    Raises
+    ------
+    UnsafePath
+        Where a symbolic link stands on the way.
+    """
+    path = root / key
+    refuse_links(_between(root, path))
+    commit = Commit(root, key, file_mode=file_mode, folder_mode=folder_mode)
+    return Store(key, path, LocalStore(path), commit)
+
+
+def open_array(
+    store: Store, entry: ArrayEntry, *, write_empty_chunks: bool, max_block_bytes: int
+) -> OpenArray:
+    """Return the array that a message names, created with its groups where it does not exist.
+
+    Raises
+    ------
+    ArrayMismatch
+        Where a group, another array or foreign files stand in the way.
+    TooLarge
+        Where one block needs more memory than `max_block_bytes`.
+    """
+    refuse_links(_between(store.path, store.path / entry.array))
+    if not _node(store, entry.array):
+        layout = _new_layout(entry)
+        _check_block(store, entry, layout, max_block_bytes)
+        _create(store, entry, layout, _missing_groups(store, entry.array))
+    array = _opened(store, entry.array, write_empty_chunks)
+    layout = _stored_layout(store, entry, array)
+    _check_block(store, entry, layout, max_block_bytes)
+    return OpenArray(store, entry.array, layout, array)
+
+
+def _node(store: Store, path: str) -> Literal["array", "group", ""]:
+    """Return what stands at a path of the store."""
+    folder = store.path / path
+    if not any((folder / name).exists() for name in _METADATA_FILES):
+        return ""
+    return "array" if isinstance(_open(store, path), zarr.Array) else "group"
+
+
+def _open(store: Store, path: str) -> AnyArray | zarr.Group:
+    try:
+        return zarr.open(store.reader, path=path, mode="r+")
+    except OSError:
+        raise
+    except Exception as error:
+        raise ArrayMismatch(
+            f"{store.key}/{path}: its metadata cannot be read ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _opened(store: Store, path: str, write_empty_chunks: bool) -> AnyArray:
+    node = _open(store, path)
+    if not isinstance(node, zarr.Array):
+        raise ArrayMismatch(f"{store.key}/{path}: an array is wanted, a group is stored")
+    config: Any = {"write_empty_chunks": write_empty_chunks, "order": "C"}
+    return zarr.Array(zarr.AsyncArray(node.metadata, node.store_path, config))
+
+
+def _missing_groups(store: Store, path: str) -> list[str]:
+    """Return the groups above an array that do not exist yet, outermost first."""
+    missing = []
+    for group in ("", *_parents(path)):
+        found = _node(store, group)
+        if found == "array":
+            raise ArrayMismatch(
+                f"{store.key}/{path}: a group is wanted at {group!r}, an array is stored"
+            )
+        if not found:
+            missing.append(group)
+        elif (store.path / group / ".zgroup").exists():
+            raise ArrayMismatch(
+                f"{store.key}/{path}: arrays are created in Zarr format 3, the group {group!r} is "
+                "stored in format 2; create the array beforehand"
+            )
+    folder = store.path / path
+    if folder.exists() and any(folder.iterdir()):
+        raise ArrayMismatch(
+            f"{store.key}/{path}: the folder is not empty, but has no Zarr metadata; remove it"
+        )
+    return missing
+
+
+def _parents(path: str) -> Iterator[str]:
+    segments = path.split("/")
+    for depth in range(1, len(segments)):
+        yield "/".join(segments[:depth])
+
+
+def _between(upper: Path, lower: Path) -> Iterator[Path]:
+    """Yield the paths below `upper` down to `lower`."""
+    for parent in lower.relative_to(upper).parents:
+        if parent != Path():
+            yield upper / parent
+    yield lower
+
+
+def _new_layout(entry: ArrayEntry) -> Layout:
+    dtype = np.dtype(entry.dtype) if entry.dtype else DEFAULT_DTYPE
+    chunks = entry.chunks or automatic_chunks(entry.axes, entry.shape)
+    shards = entry.shards
+    if shards == "auto":
+        shards = automatic_shards(entry.axes, entry.shape, chunks, dtype.itemsize)
+    if shards and any(shard % chunk for shard, chunk in zip(shards, chunks, strict=True)):
+        raise ArrayMismatch(
+            f"shards {_shown(shards)} must be whole multiples of the automatic chunks "
+            f"{_shown(chunks)}; give chunks too"
+        )
+    return Layout(entry.axes, entry.shape, dtype, chunks, shards)
+
+
+def _create(store: Store, entry: ArrayEntry, layout: Layout, groups: list[str]) -> None:
+    made: dict[str, Buffer] = {}
+    memory = MemoryStore(made)
+    for group in groups:
+        zarr.create_group(memory, path=group)
+    fill = 0 if entry.fill_value is None else entry.fill_value
+    zarr.create_array(
+        memory,
+        name=entry.array,
+        shape=layout.shape,
+        dtype=layout.dtype,
+        chunks=layout.chunks,
+        shards=layout.shards,
+        fill_value=as_scalar(fill, layout.dtype, "fill_value"),
+        attributes=dict(entry.attributes or {}),
+        dimension_names=list(entry.axes),
+        **_codec_arguments(entry.codecs),
+    )
+    wanted = [f"{path}/zarr.json".lstrip("/") for path in (*groups, entry.array)]
+    store.commit.commit({key: made[key].to_bytes() for key in wanted})
+
+
+def _codec_arguments(codecs: tuple[Codec, ...] | None) -> dict[str, Any]:
+    """Return zarr's arguments; codecs that are not given stay zarr's defaults."""
+    if codecs is None:
+        return {}
+    arguments: dict[str, Any] = {"compressors": []}
+    for codec in codecs:
+        plain = codec.model_dump(mode="json", exclude_none=True)
+        argument = _CODEC_ARGUMENT.get(codec.name, "compressors")
+        if argument == "serializer":
+            arguments[argument] = plain
+        else:
+            arguments.setdefault(argument, []).append(plain)
+    return arguments
+
+
+def _stored_layout(store: Store, entry: ArrayEntry, array: AnyArray) -> Layout:
+    where = f"{store.key}/{entry.array}"
+    try:
+        chunks, shards, dtype = array.chunks, array.shards, np.dtype(array.dtype)
+    except (NotImplementedError, TypeError) as error:
+        raise ArrayMismatch(f"{where}: a regular chunk grid is wanted ({error})") from error
+    if dtype.kind not in "biuf":
+        raise ArrayMismatch(f"{where}: the stored dtype {dtype} is not one that tiles can have")
+    return Layout(
+        _stored_axes(entry, array), tuple(array.shape), dtype.newbyteorder("="), chunks, shards
+    )
+
+
+def _stored_axes(entry: ArrayEntry, array: AnyArray) -> str:
+    """Return the stored axes, or the message's where the array does not name its own."""
+    names = getattr(array.metadata, "dimension_names", None) or ()
+    letters = "".join(str(name).upper() for name in names)
+    if len(letters) == len(array.shape) and set(letters) <= set("STCZYX"):
+        return letters
+    return entry.axes
+
+
+def _check_block(store: Store, entry: ArrayEntry, layout: Layout, max_block_bytes: int) -> None:
+    block = layout.grid.block
+    size = math.prod(block) * layout.dtype.itemsize
+    if size > max_block_bytes:
+        kind = "shard" if layout.shards else "chunk"
+        raise TooLarge(
+            f"{store.key}/{entry.array}: a {kind} of {_shown(block)} has {size} bytes, over the "
+            f"{max_block_bytes} that fit the memory budget; choose smaller ones or raise "
+            "TILES_MEMORY_BUDGET_BYTES"
+        )
+
+
+def _shown(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else repr(value)

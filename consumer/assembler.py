@@ -1,0 +1,417 @@
+"""The open blocks: for each its buffer, its coverage, and the deliveries that filled it.
+
+Sans-I/O: tiles, results and the time go in; block writes and settled deliveries come out. One
+thread calls it. What is read, encoded or committed, and when the broker hears of it, is the
+flow's.
+
+At most one write is under way for a block. Tiles that come meanwhile go to a new buffer over it.
+"""
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from consumer.blocks import ArrayKey, Block, BlockKey, DeliveryId, Reason, Write
+from consumer.budget import Budget
+from consumer.coverage import Coverage
+from consumer.message import Tile
+from consumer.placement import BlockIndex, Layout, Piece
+
+# What writing a block holds beside its buffer: the stored base, the encoded chunks, the shard
+# that joins them.
+ENCODING_FACTOR = 3
+_GAPS_UNTIL_IDLE = 3.0
+_GAP_DECAY = 0.9
+
+
+@dataclass(eq=False, slots=True)
+class _Delivery:
+    since: float
+    array: ArrayKey
+    layout: Layout
+    pending: deque[tuple[Tile, Piece]]
+    blocks: set[BlockKey] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Pace:
+    """When an array's tiles come, in seconds."""
+
+    last: float
+    gap: float = 0.0
+
+
+class Assembler:
+    """Puts tiles into blocks, and says which block to write next and which delivery is settled.
+
+    Parameters
+    ----------
+    budget : Budget
+        Counts buffers (`blocks`), buffers kept for a later merge (`cached`) and what writes hold
+        beside their buffer (`encoding`).
+    idle_s, max_age_s : float
+        When an array counts as idle, and how old a delivery may grow, in seconds.
+    """
+
+    def __init__(self, budget: Budget, *, idle_s: float, max_age_s: float) -> None:
+        self._budget = budget
+        self._idle_s = idle_s
+        self._max_age_s = max_age_s
+        self._blocks: dict[BlockKey, Block] = {}
+        self._open: dict[ArrayKey, dict[BlockKey, None]] = {}
+        self._complete: dict[BlockKey, None] = {}
+        self._deliveries: OrderedDict[DeliveryId, _Delivery] = OrderedDict()
+        self._durable: dict[ArrayKey, dict[BlockIndex, Coverage]] = {}
+        self._cache: OrderedDict[BlockKey, npt.NDArray[Any]] = OrderedDict()
+        self._pace: dict[ArrayKey, _Pace] = {}
+        self._sizes: Counter[int] = Counter()
+        self._writing = 0
+        self._tenure = 0
+
+    @property
+    def open_blocks(self) -> int:
+        """Blocks that hold tiles which are not durable."""
+        return len(self._blocks)
+
+    @property
+    def writing(self) -> int:
+        """Writes under way."""
+        return self._writing
+
+    def deliveries(self) -> Iterator[DeliveryId]:
+        """Iterate over the deliveries held, the oldest first."""
+        return iter(self._deliveries)
+
+    def uses(self, array: ArrayKey) -> bool:
+        """Whether a block or delivery of the array is held."""
+        return array in self._open or any(
+            delivery.array == array for delivery in self._deliveries.values()
+        )
+
+    # -- tiles in -------------------------------------------------------------------------------
+
+    def add(
+        self,
+        delivery: DeliveryId,
+        array: ArrayKey,
+        layout: Layout,
+        tiles: Iterable[Tile],
+        *,
+        since: float,
+        now: float,
+    ) -> bool:
+        """Place a delivery's tiles; return whether all of them found room.
+
+        Where not, `resume` goes on later; the tiles' values must live until it returns True.
+
+        Parameters
+        ----------
+        since : float
+            When the delivery was received: it ages from there.
+        """
+        grid = layout.grid
+        pending = deque((tile, piece) for tile in tiles for piece in grid.pieces(tile.box))
+        self._deliveries[delivery] = _Delivery(since, array, layout, pending)
+        pace = self._pace.setdefault(array, _Pace(now))
+        pace.gap = max(now - pace.last, pace.gap * _GAP_DECAY)
+        pace.last = now
+        return self.resume(delivery)
+
+    def resume(self, delivery: DeliveryId) -> bool:
+        """Place what found no room yet; return whether nothing is left."""
+        held = self._deliveries[delivery]
+        while held.pending:
+            tile, piece = held.pending[0]
+            block = self._with_buffer(held, piece.index)
+            if block is None:
+                return False
+            block.put(tile, piece, delivery)
+            held.blocks.add(block.key)
+            held.pending.popleft()
+            self._note_complete(block)
+        return True
+
+    def _with_buffer(self, delivery: _Delivery, index: BlockIndex) -> Block | None:
+        key = BlockKey(delivery.array, index)
+        block = self._blocks.get(key)
+        if block is not None and block.buffer is not None:
+            return block
+        box = delivery.layout.grid.box(index)
+        nbytes = box.volume * delivery.layout.dtype.itemsize
+        cached = self._uncache(key)
+        if cached is None and not self._room_for(nbytes):
+            return None
+        if block is None:
+            block = self._blocks[key] = Block(key, box, nbytes)
+            self._open.setdefault(key.array, {})[key] = None
+            self._sizes[nbytes] += 1
+        block.buffer = np.empty(box.shape, delivery.layout.dtype) if cached is None else cached
+        block.whole_base = cached is not None
+        self._budget.take("blocks", nbytes)
+        return block
+
+    def _room_for(self, nbytes: int) -> bool:
+        """Make room for a buffer, beside what writing the largest block will take."""
+        largest = max((*self._sizes, nbytes))
+        reserve = max(0, ENCODING_FACTOR * largest - self._budget.held["encoding"])
+        while self._budget.free < nbytes + reserve:
+            if not self._cache:
+                return False
+            self._uncache(next(iter(self._cache)))
+        return True
+
+    def _note_complete(self, block: Block) -> None:
+        if self._is_complete(block):
+            self._complete[block.key] = None
+
+    def _is_complete(self, block: Block) -> bool:
+        volume = block.box.volume
+        if block.filled.voxels == volume:
+            return True
+        durable = self._durable_of(block.key)
+        # A tile of a block that is durable already must not have it rewritten at once.
+        if durable is None or self._is_durable(block):
+            return False
+        if durable.voxels + block.filled.voxels < volume:
+            return False
+        union = durable.copy()
+        union.update(block.filled)
+        return union.voxels == volume
+
+    # -- writes out -----------------------------------------------------------------------------
+
+    def next_write(
+        self,
+        now: float,
+        *,
+        pressure: bool = False,
+        drain: bool = False,
+        paused: Callable[[ArrayKey], bool] = lambda _array: False,
+    ) -> Write | None:
+        """Return the block to write next, or None; the caller starts the write.
+
+        Complete blocks first. Then, for age, pressure and drain, those of the oldest delivery
+        until it can be settled, then the next: so pressure always frees something.
+
+        Parameters
+        ----------
+        paused : callable
+            Whether an array must be left alone for now.
+        """
+        found = self._due(now, pressure, drain, paused)
+        if found is None:
+            return None
+        block, reason = found
+        encoding = ENCODING_FACTOR * block.nbytes
+        if self._writing and self._budget.free < encoding:
+            return None
+        self._complete.pop(block.key, None)
+        return self._start(block, reason, encoding)
+
+    def _start(self, block: Block, reason: Reason, encoding: int) -> Write:
+        assert block.buffer is not None
+        merge = not block.whole_base and block.filled.voxels < block.box.volume
+        block.write = Write(
+            block.key,
+            block.box,
+            block.buffer,
+            block.filled,
+            merge,
+            reason,
+            block.deliveries,
+            self._tenure,
+        )
+        block.buffer, block.filled, block.deliveries = None, Coverage(), set()
+        self._budget.take("encoding", encoding)
+        self._writing += 1
+        return block.write
+
+    def _due(
+        self, now: float, pressure: bool, drain: bool, paused: Callable[[ArrayKey], bool]
+    ) -> tuple[Block, Reason] | None:
+        for key in self._complete:
+            if self._ready(self._blocks[key], paused):
+                return self._blocks[key], Reason.COMPLETE
+        for delivery in self._deliveries.values():
+            reason = self._reason(delivery, now, pressure, drain)
+            if reason is None:
+                break
+            for key in delivery.blocks:
+                if self._ready(self._blocks[key], paused):
+                    return self._blocks[key], reason
+        return self._idle(now, paused)
+
+    def _reason(
+        self, delivery: _Delivery, now: float, pressure: bool, drain: bool
+    ) -> Reason | None:
+        if drain:
+            return Reason.DRAIN
+        if now - delivery.since >= self._max_age_s:
+            return Reason.AGE
+        return Reason.PRESSURE if pressure else None
+
+    def _idle(self, now: float, paused: Callable[[ArrayKey], bool]) -> tuple[Block, Reason] | None:
+        for array, keys in self._open.items():
+            pace = self._pace[array]
+            if now - pace.last < max(self._idle_s, _GAPS_UNTIL_IDLE * pace.gap):
+                continue
+            for key in keys:
+                if self._ready(self._blocks[key], paused):
+                    return self._blocks[key], Reason.IDLE
+        return None
+
+    def _ready(self, block: Block, paused: Callable[[ArrayKey], bool]) -> bool:
+        return block.buffer is not None and block.write is None and not paused(block.key.array)
+
+    # -- results in -----------------------------------------------------------------------------
+
+    def wrote(self, write: Write, whole: npt.NDArray[Any]) -> list[DeliveryId]:
+        """Take note that a write is durable; return the deliveries that it settled.
+
+        Parameters
+        ----------
+        whole : ndarray
+            The block as it is stored now: the buffer, merged with the stored base if there was one.
+        """
+        block = self._returned(write)
+        current = write.tenure == self._tenure
+        if current:
+            self._note_durable(write)
+        if block.buffer is None:
+            self._drop(block)
+            if current and not self._is_durable(block):
+                self._keep(block, whole)
+        elif current:
+            block.lay_over(whole, Coverage())
+            block.whole_base = True
+            self._budget.give("blocks", block.nbytes)
+            self._note_complete(block)
+        else:
+            self._budget.give("blocks", block.nbytes)
+        return self._settle(block, write.deliveries)
+
+    def failed(self, write: Write) -> None:
+        """Take back the buffer of a write that failed; nothing of it counts as stored."""
+        block = self._returned(write)
+        base = not write.merge and write.filled.voxels < block.box.volume
+        if block.buffer is not None:
+            block.lay_over(write.buffer, write.filled)
+            self._budget.give("blocks", block.nbytes)
+        elif write.deliveries:
+            block.buffer, block.filled = write.buffer, write.filled
+        else:
+            self._drop(block)
+            return
+        block.whole_base = base
+        block.deliveries |= write.deliveries
+        self._note_complete(block)
+
+    def condemn(self, write: Write) -> list[DeliveryId]:
+        """Give up a block that can never be written; return its deliveries, forgotten."""
+        block = self._returned(write)
+        concerned = sorted(write.deliveries | block.deliveries)
+        if block.buffer is None:
+            self._drop(block)
+        else:
+            self._budget.give("blocks", block.nbytes)
+        self.forget(concerned)
+        return concerned
+
+    def forget(self, deliveries: Collection[DeliveryId]) -> None:
+        """Drop deliveries that will come again, and the blocks that only they filled."""
+        for identity in deliveries:
+            delivery = self._deliveries.pop(identity, None)
+            for key in delivery.blocks if delivery else ():
+                block = self._blocks.get(key)
+                if block is not None:
+                    self._forget_in(block, identity)
+
+    def forget_all(self) -> None:
+        """Drop every delivery, and all that was read of the stores: others may write them now."""
+        self.forget(list(self._deliveries))
+        self._tenure += 1
+        self._durable.clear()
+        while self._cache:
+            self._uncache(next(iter(self._cache)))
+
+    def forget_stored(self, array: ArrayKey) -> None:
+        """Drop what is known of an array's stored blocks: its handle was closed or it is gone."""
+        self._durable.pop(array, None)
+        for key in [key for key in self._cache if key.array == array]:
+            self._uncache(key)
+        for key in self._open.get(array, ()):
+            self._blocks[key].whole_base = False
+        if array not in self._open:
+            self._pace.pop(array, None)
+
+    def _note_durable(self, write: Write) -> None:
+        of_array = self._durable.setdefault(write.key.array, {})
+        of_array.setdefault(write.key.block, Coverage()).update(write.filled)
+
+    def _is_durable(self, block: Block) -> bool:
+        durable = self._durable_of(block.key)
+        return durable is not None and durable.voxels == block.box.volume
+
+    def _returned(self, write: Write) -> Block:
+        block = self._blocks[write.key]
+        assert block.write is write
+        block.write = None
+        self._writing -= 1
+        self._budget.give("encoding", ENCODING_FACTOR * block.nbytes)
+        return block
+
+    def _settle(self, block: Block, deliveries: Iterable[DeliveryId]) -> list[DeliveryId]:
+        settled = []
+        for identity in deliveries:
+            delivery = self._deliveries[identity]
+            if identity not in block.deliveries:
+                delivery.blocks.discard(block.key)
+            if not delivery.blocks and not delivery.pending:
+                del self._deliveries[identity]
+                settled.append(identity)
+        return settled
+
+    def _forget_in(self, block: Block, identity: DeliveryId) -> None:
+        block.deliveries.discard(identity)
+        if block.write is not None:
+            block.write.deliveries.discard(identity)
+        if block.deliveries or block.buffer is None:
+            return
+        self._complete.pop(block.key, None)
+        if block.write is None:
+            self._drop(block)
+        else:
+            block.buffer, block.filled = None, Coverage()
+            self._budget.give("blocks", block.nbytes)
+
+    def _drop(self, block: Block) -> None:
+        del self._blocks[block.key]
+        of_array = self._open[block.key.array]
+        del of_array[block.key]
+        if not of_array:
+            del self._open[block.key.array]
+        self._complete.pop(block.key, None)
+        self._budget.give("blocks", block.nbytes)
+        self._sizes[block.nbytes] -= 1
+        if not self._sizes[block.nbytes]:
+            del self._sizes[block.nbytes]
+
+    # -- buffers kept for a later merge ---------------------------------------------------------
+
+    def _durable_of(self, key: BlockKey) -> Coverage | None:
+        return self._durable.get(key.array, {}).get(key.block)
+
+    def _keep(self, block: Block, whole: npt.NDArray[Any]) -> None:
+        if self._room_for(block.nbytes):
+            self._cache[block.key] = whole
+            self._budget.take("cached", block.nbytes)
+
+    def _uncache(self, key: BlockKey) -> npt.NDArray[Any] | None:
+        buffer = self._cache.pop(key, None)
+        if buffer is not None:
+            self._budget.give("cached", buffer.nbytes)
+        return buffer

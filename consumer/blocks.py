@@ -1,0 +1,120 @@
+"""What assembling is about: arrays, blocks, deliveries and writes, by name, and a block's buffers.
+
+No I/O and no decisions: when a block is written is the assembler's.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from consumer.coverage import Box, Coverage
+from consumer.message import Tile
+from consumer.placement import BlockIndex, Piece
+
+
+class ArrayKey(NamedTuple):
+    """An array: its store key and its path in the store."""
+
+    store: str
+    path: str
+
+
+class BlockKey(NamedTuple):
+    """A block of an array."""
+
+    array: ArrayKey
+    block: BlockIndex
+
+
+class DeliveryId(NamedTuple):
+    """A delivery: the channel's number, counted over reconnects, and the delivery tag on it."""
+
+    channel: int
+    tag: int
+
+
+class Reason(StrEnum):
+    """Why a block is written."""
+
+    COMPLETE = "complete"
+    IDLE = "idle"
+    AGE = "age"
+    PRESSURE = "pressure"
+    DRAIN = "drain"
+
+
+@dataclass(eq=False, slots=True)
+class Write:
+    """A block to be written.
+
+    Attributes
+    ----------
+    box : Box
+        The block's box in the array.
+    buffer : ndarray
+        Of the block's shape; nobody else touches it until the write has returned.
+    filled : Coverage
+        The boxes to be written, relative to the block.
+    merge : bool
+        Whether what is stored must be read first, since the buffer alone does not cover the block.
+    tenure : int
+        When the write began: what it read is worth nothing in a later one.
+    """
+
+    key: BlockKey
+    box: Box
+    buffer: npt.NDArray[Any]
+    filled: Coverage
+    merge: bool
+    reason: Reason
+    deliveries: set[DeliveryId]
+    tenure: int
+
+
+@dataclass(eq=False, slots=True)
+class Block:
+    """A block that holds tiles which are not durable.
+
+    Attributes
+    ----------
+    buffer : ndarray or None
+        What tiles are copied to; None while the only buffer is that of the write under way.
+    whole_base : bool
+        Whether the buffer also holds what is stored, so that nothing need be read to write it.
+    filled : Coverage
+        The boxes of the buffer that tiles filled, relative to the block.
+    deliveries : set of DeliveryId
+        Those whose tiles are in the buffer.
+    """
+
+    key: BlockKey
+    box: Box
+    nbytes: int
+    buffer: npt.NDArray[Any] | None = None
+    whole_base: bool = False
+    filled: Coverage = field(default_factory=Coverage)
+    deliveries: set[DeliveryId] = field(default_factory=set)
+    write: Write | None = None
+
+    def put(self, tile: Tile, piece: Piece, delivery: DeliveryId) -> None:
+        """Copy the piece of a tile that falls into this block."""
+        assert self.buffer is not None
+        values: Any = tile.values
+        if isinstance(values, np.ndarray):
+            values = values[piece.source.slices]
+        # float64 beyond float32's range becomes infinite, as a cast does.
+        with np.errstate(over="ignore"):
+            self.buffer[piece.inside.slices] = values
+        self.filled.add(piece.inside)
+        self.deliveries.add(delivery)
+
+    def lay_over(self, below: npt.NDArray[Any], filled_below: Coverage) -> None:
+        """Put the buffer's boxes onto an older buffer, which then is the block's."""
+        assert self.buffer is not None
+        for box in self.filled:
+            below[box.slices] = self.buffer[box.slices]
+            filled_below.add(box)
+        self.buffer, self.filled = below, filled_below

@@ -1,0 +1,336 @@
+"""RabbitMQ, as the owning thread sees it: deliveries in; acknowledgements and parked messages out.
+
+Two connections on the owning thread's loop: one consumes and acknowledges, one publishes, since a
+memory alarm blocks publishers only. A tag is used on the channel that it came from or not at all.
+Every exception of pika ends here.
+"""
+
+import logging
+import secrets
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+import pika
+from pika.adapters.select_connection import IOLoop
+from pika.channel import Channel
+
+from consumer.blocks import DeliveryId
+from consumer.connection import UNREADABLE_HEADERS, Connection, prepare_pika
+from consumer.errors import ParkError
+from consumer.message import Envelope
+from consumer.metrics import Metrics
+from consumer.parking import HEADER_PREFIX, parked_properties
+from consumer.settings import Settings
+from consumer.topology import Topology, establish
+
+# The owning thread's loop, which both connections share.
+Loop: TypeAlias = IOLoop
+_FRAME_OVERHEAD = 20
+_PARKING_WINDOW_BYTES = 16 << 20
+_PARKING_WINDOW = 100
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One AMQP message as delivered on one channel, without its body."""
+
+    id: DeliveryId
+    envelope: Envelope
+    properties: Any
+    count: int
+
+
+class Receiver(Protocol):
+    """What hears of deliveries."""
+
+    def deliver(self, delivery: Delivery, body: bytes) -> None:
+        """Take a delivery."""
+
+    def channel_lost(self) -> None:
+        """Drop every tag: the channel is gone."""
+
+
+@dataclass(slots=True)
+class _Parked:
+    delivery: Delivery
+    body: bytes
+    properties: Any
+    done: Callable[[bool], None]
+    returned: bool = False
+
+
+class Broker:
+    """Consumes the partition queue, acknowledges, and parks.
+
+    Parameters
+    ----------
+    loop : Loop
+        The owning thread's; everything here runs on it.
+    receiver : Receiver
+        Hears of deliveries and lost channels.
+    """
+
+    def __init__(
+        self, loop: Loop, settings: Settings, topology: Topology, metrics: Metrics
+    ) -> None:
+        prepare_pika()
+        self._settings = settings
+        self._topology = topology
+        self._metrics = metrics
+        self._receiver: Receiver | None = None
+        self._channel: Channel | None = None
+        self._channel_number = 0
+        self._consumer_tag = ""
+        self._parking = _Parking(loop, settings, topology, metrics)
+        self._consuming = Connection(
+            loop, settings, "consume", opened=self._opened, lost=self._lost, metrics=metrics
+        )
+        self._draining = False
+        self._giving_up = False
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether deliveries can come."""
+        return bool(self._consumer_tag)
+
+    def start(self, receiver: Receiver) -> None:
+        """Connect and subscribe."""
+        self._receiver = receiver
+        self._consuming.open()
+        self._parking.connection.open()
+
+    def acknowledge(self, delivery: DeliveryId) -> bool:
+        """Acknowledge on the delivery's own channel; return whether that still exists."""
+        channel = self._channel_of(delivery)
+        if channel is not None:
+            channel.basic_ack(delivery.tag)
+        return channel is not None
+
+    def requeue(self, delivery: DeliveryId) -> None:
+        """Have the broker deliver it again."""
+        channel = self._channel_of(delivery)
+        if channel is not None:
+            channel.basic_nack(delivery.tag, requeue=True)
+
+    def park(
+        self, delivery: Delivery, body: bytes, error: ParkError, done: Callable[[bool], None]
+    ) -> None:
+        """Copy a message to the parking exchange, then acknowledge it, then call `done`.
+
+        What cannot be published again is rejected to the dead-letter exchange, which is the same.
+        `done` is told whether the message is parked.
+        """
+
+        def settle(confirmed: bool) -> None:
+            if confirmed:
+                self.acknowledge(delivery.id)
+            done(confirmed)
+
+        properties = self._republishable(delivery, error)
+        if properties is None:
+            channel = self._channel_of(delivery.id)
+            if channel is not None:
+                channel.basic_reject(delivery.id.tag, requeue=False)
+            done(channel is not None)
+            return
+        self._parking.publish(_Parked(delivery, body, properties, settle))
+
+    def reset(self, reason: str, *, hold: Callable[[], bool] = lambda: False) -> None:
+        """Give up the channel with all its deliveries, and subscribe again."""
+        self._giving_up = True
+        self._consuming.reset(reason, hold=hold)
+
+    def cancel(self) -> None:
+        """Ask for no more deliveries; those that came stay ours."""
+        self._draining = True
+        if self._channel is not None and self._channel.is_open and self._consumer_tag:
+            self._channel.basic_cancel(self._consumer_tag)
+            self._consumer_tag = ""
+
+    def close(self) -> None:
+        """Close both connections for good."""
+        self._consuming.close()
+        self._parking.connection.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether both connections are closed."""
+        return self._consuming.closed and self._parking.connection.closed
+
+    def _channel_of(self, delivery: DeliveryId) -> Channel | None:
+        channel = self._channel
+        if delivery.channel != self._channel_number or channel is None or not channel.is_open:
+            return None
+        return channel
+
+    def _opened(self, channel: Channel) -> None:
+        self._channel = channel
+        self._channel_number += 1
+        if not self._draining:
+            declare = self._settings.declare_topology
+            establish(channel, self._topology, declare=declare, done=self._subscribe)
+
+    def _subscribe(self) -> None:
+        channel = self._channel
+        if channel is None or not channel.is_open or self._draining:
+            return
+        channel.basic_qos(prefetch_count=self._settings.prefetch_count)
+        tag = f"{self._settings.consumer_name}-{secrets.token_hex(4)}"
+        channel.basic_consume(
+            self._topology.partition.name,
+            self._on_message,
+            consumer_tag=tag,
+            callback=lambda _frame: self._on_subscribed(tag),
+        )
+
+    def _on_subscribed(self, tag: str) -> None:
+        self._consumer_tag = tag
+        self._consuming.works()
+        log.info("subscribed", extra={"queue": self._topology.partition.name, "consumer_tag": tag})
+
+    def _on_message(self, channel: Channel, method: Any, properties: Any, body: bytes) -> None:
+        if channel is not self._channel or self._receiver is None or self._giving_up:
+            return
+        identity = DeliveryId(self._channel_number, method.delivery_tag)
+        headers = properties.headers or {}
+        envelope = Envelope(
+            routing_key=_text(method.routing_key) or "",
+            type=_text(properties.type),
+            content_type=_text(properties.content_type),
+            content_encoding=_text(properties.content_encoding),
+            headers=headers,
+        )
+        count = headers.get("x-delivery-count", int(method.redelivered))
+        self._receiver.deliver(Delivery(identity, envelope, properties, count), body)
+
+    def _lost(self) -> None:
+        had_channel, self._giving_up = self._channel is not None, False
+        self._channel, self._consumer_tag = None, ""
+        self._parking.drop_waiting()
+        if had_channel and self._receiver is not None:
+            self._receiver.channel_lost()
+
+    def _republishable(self, delivery: Delivery, error: ParkError) -> Any:
+        if UNREADABLE_HEADERS in delivery.envelope.headers:
+            return None
+        try:
+            properties = pika.BasicProperties(
+                **parked_properties(
+                    delivery.properties,
+                    error,
+                    parking_id=secrets.token_hex(8),
+                    routing_key=delivery.envelope.routing_key,
+                    by=self._settings.consumer_name,
+                )
+            )
+            size = sum(map(len, properties.encode())) + _FRAME_OVERHEAD
+        except Exception:  # whatever a foreign header made of pika's encoder
+            log.exception("a parked message's properties cannot be encoded; rejecting it")
+            return None
+        return properties if size <= self._consuming.frame_max else None
+
+
+@dataclass(slots=True)
+class _Parking:
+    """Publishes copies to the parking exchange until each is confirmed."""
+
+    loop: Loop
+    settings: Settings
+    topology: Topology
+    metrics: Metrics
+    waiting: deque[_Parked] = field(default_factory=deque)
+    unconfirmed: OrderedDict[int, _Parked] = field(default_factory=OrderedDict)
+    channel: Channel | None = None
+    published: int = 0
+    connection: Connection = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.connection = Connection(
+            self.loop,
+            self.settings,
+            "publish",
+            opened=self._opened,
+            lost=self._lost,
+            metrics=self.metrics,
+        )
+
+    def publish(self, parked: _Parked) -> None:
+        self.waiting.append(parked)
+        self._advance()
+
+    def drop_waiting(self) -> None:
+        """Let go of what was not sent yet and will be delivered again."""
+        waiting, self.waiting = self.waiting, deque()
+        for parked in waiting:
+            parked.done(False)
+
+    def _opened(self, channel: Channel) -> None:
+        channel.add_on_return_callback(self._on_return)
+        self.published = 0
+        channel.confirm_delivery(self._on_confirm, callback=lambda _frame: self._ready(channel))
+
+    def _ready(self, channel: Channel) -> None:
+        self.channel = channel
+        self.connection.works()
+        self._advance()
+
+    def _lost(self) -> None:
+        self.channel = None
+        self.waiting.extendleft(reversed(self.unconfirmed.values()))
+        self.unconfirmed.clear()
+
+    def _advance(self) -> None:
+        while self.waiting and self.channel is not None and self.channel.is_open:
+            held = sum(len(parked.body) for parked in self.unconfirmed.values())
+            if self.unconfirmed and (
+                held + len(self.waiting[0].body) > _PARKING_WINDOW_BYTES
+                or len(self.unconfirmed) >= _PARKING_WINDOW
+            ):
+                return
+            self._send(self.channel, self.waiting.popleft())
+
+    def _send(self, channel: Channel, parked: _Parked) -> None:
+        parked.returned = False
+        self.published += 1
+        self.unconfirmed[self.published] = parked
+        channel.basic_publish(
+            self.topology.parking.name,
+            parked.delivery.envelope.routing_key.encode()[:255].decode(errors="ignore"),
+            parked.body,
+            parked.properties,
+            mandatory=True,
+        )
+
+    def _on_return(self, _channel: Channel, _method: Any, properties: Any, _body: bytes) -> None:
+        name = f"{HEADER_PREFIX}parking-id"
+        for parked in self.unconfirmed.values():
+            if parked.properties.headers[name] == properties.headers[name]:
+                parked.returned = True
+
+    def _on_confirm(self, frame: Any) -> None:
+        tag, positive = frame.method.delivery_tag, isinstance(frame.method, pika.spec.Basic.Ack)
+        multiple = frame.method.multiple
+        for number in [n for n in self.unconfirmed if n == tag or (multiple and n <= tag)]:
+            parked = self.unconfirmed.pop(number)
+            if positive and not parked.returned:
+                parked.done(True)
+            else:
+                self._again(parked)
+        self._advance()
+
+    def _again(self, parked: _Parked) -> None:
+        log.error(
+            "a parked message was refused or found no parking queue; trying again",
+            extra={"exchange": self.topology.parking.name, "returned": parked.returned},
+        )
+        self.metrics.retries.labels(operation="park").inc()
+        self.loop.call_later(self.settings.reconnect_max_s / 4, lambda: self.publish(parked))
+
+
+def _text(value: Any) -> str | None:
+    """Return a short string of AMQP, which pika leaves as bytes where it is not UTF-8."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

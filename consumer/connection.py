@@ -1,0 +1,188 @@
+"""A connection to RabbitMQ that comes back, and what pika needs to outlive what it receives."""
+
+import logging
+import random
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pika
+from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.adapters.utils import io_services_utils
+from pika.channel import Channel
+from pika.exceptions import AMQPError
+
+from consumer.metrics import Metrics
+from consumer.settings import Settings, address
+
+RECEIVE_BYTES = 128 << 10
+UNREADABLE_HEADERS = "x-tiles-unreadable-headers"
+
+log = logging.getLogger(__name__)
+
+
+class Connection:
+    """A connection that comes back: with backoff and jitter, to any of the hosts."""
+
+    def __init__(
+        self,
+        loop: IOLoop,
+        settings: Settings,
+        purpose: str,
+        *,
+        opened: Callable[[Channel], None],
+        lost: Callable[[], None],
+        metrics: Metrics,
+    ) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._purpose = purpose
+        self._opened = opened
+        self._lost = lost
+        self._metrics = metrics
+        self._connection: SelectConnection | None = None
+        self._attempts = 0
+        self._closing = False
+        self._hold: Callable[[], bool] = lambda: False
+
+    @property
+    def frame_max(self) -> int:
+        """Largest frame agreed on, in bytes."""
+        return int(self._connection.params.frame_max) if self._connection else 0
+
+    def open(self) -> None:
+        """Connect; on failure, again later."""
+        if self._closing:
+            return
+        if self._hold():
+            self._loop.call_later(self._settings.reconnect_max_s, self.open)
+            return
+        try:
+            hosts = random.sample(self._settings.hosts, len(self._settings.hosts))
+            configs = [_parameters(self._settings, host, self._purpose) for host in hosts]
+            SelectConnection.create_connection(configs, self._done, custom_ioloop=self._loop)
+        except (OSError, ssl.SSLError, ValueError, AMQPError) as error:
+            self._later(error)
+
+    def reset(self, reason: str, *, hold: Callable[[], bool] = lambda: False) -> None:
+        """Give up the connection and its channel; connect again once `hold` says no more."""
+        log.warning("closing the connection", extra={"purpose": self._purpose, "reason": reason})
+        self._hold = hold
+        _close(self._connection)
+
+    def works(self) -> None:
+        """Take note that the connection is of use: the next loss starts with the first backoff."""
+        self._attempts = 0
+
+    def close(self) -> None:
+        """Close for good."""
+        self._closing = True
+        _close(self._connection)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is open any more."""
+        return self._connection is None
+
+    def _done(self, result: Any) -> None:
+        if isinstance(result, BaseException):
+            self._later(result)
+            return
+        self._connection = result
+        result.add_on_close_callback(self._on_close)
+        if self._closing:
+            _close(result)
+            return
+        result.channel(on_open_callback=self._on_channel)
+
+    def _on_channel(self, channel: Channel) -> None:
+        channel.add_on_close_callback(self._on_channel_close)
+        channel.add_on_cancel_callback(lambda _frame: self.reset("cancelled by the broker"))
+        self._opened(channel)
+
+    def _on_channel_close(self, _channel: Channel, reason: Exception) -> None:
+        if self._connection is not None and self._connection.is_open and not self._closing:
+            self.reset(f"the channel was closed: {reason}")
+
+    def _on_close(self, _connection: SelectConnection, reason: Exception) -> None:
+        self._connection = None
+        self._lost()
+        if not self._closing:
+            self._later(reason)
+
+    def _later(self, error: BaseException) -> None:
+        settings = self._settings
+        most = min(settings.reconnect_max_s, settings.reconnect_min_s * 2.0**self._attempts)
+        wait = random.uniform(most / 2, most)  # noqa: S311 - jitter
+        self._attempts = min(self._attempts + 1, 16)
+        self._metrics.reconnects.labels(connection=self._purpose).inc()
+        log.warning(
+            "connection lost or refused; connecting again",
+            extra={
+                "purpose": self._purpose,
+                "hosts": settings.hosts,
+                "error": f"{type(error).__name__}: {error}",
+                "wait_s": round(wait, 2),
+            },
+        )
+        self._loop.call_later(wait, self.open)
+
+
+def _parameters(settings: Settings, host: str, purpose: str) -> pika.ConnectionParameters:
+    name, port = address(host)
+    user = _from_file(settings.username_file) or settings.username
+    password = _from_file(settings.password_file) or settings.password.get_secret_value()
+    return pika.ConnectionParameters(
+        host=name,
+        port=port or (5671 if settings.tls else 5672),
+        virtual_host=settings.virtual_host,
+        credentials=pika.PlainCredentials(user, password),
+        heartbeat=settings.heartbeat_s,
+        ssl_options=_tls(settings, name),
+        client_properties={"connection_name": f"{settings.consumer_name} {purpose}"},
+    )
+
+
+def _tls(settings: Settings, server: str) -> pika.SSLOptions | None:
+    if not settings.tls:
+        return None
+    cafile = str(settings.tls_ca_file) if settings.tls_ca_file else None
+    context = ssl.create_default_context(cafile=cafile)
+    if settings.tls_certificate_file and settings.tls_key_file:
+        context.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file)
+    return pika.SSLOptions(context, server)
+
+
+def _from_file(path: Path | None) -> str:
+    return path.read_text().strip() if path else ""
+
+
+def _close(connection: SelectConnection | None) -> None:
+    if connection is not None and not (connection.is_closing or connection.is_closed):
+        connection.close()
+
+
+def prepare_pika() -> None:
+    """Read more than pika's 4 KiB at a time, and outlive headers that it cannot decode.
+
+    Both reach into pika, so a test notices when it changes. Header tables may hold a value that
+    pika raises on (a timestamp beyond the year 9999, a double that is not a number): out of the
+    connection's own callback, which would end the connection, and again after each redelivery.
+    """
+    transport = io_services_utils._AsyncTransportBase  # noqa: SLF001
+    transport._MAX_RECV_BYTES = max(transport._MAX_RECV_BYTES, RECEIVE_BYTES)  # noqa: SLF001
+    decode = pika.BasicProperties.decode
+    if getattr(decode, "lenient", False):
+        return
+
+    def lenient(self: Any, encoded: bytes, offset: int = 0) -> Any:
+        try:
+            return decode(self, encoded, offset)
+        except Exception as error:  # whatever a foreign header made of pika's decoder
+            log.warning("a message's headers cannot be decoded", extra={"error": repr(error)})
+            self.headers = {UNREADABLE_HEADERS: True}
+            return self
+
+    lenient.lenient = True  # type: ignore[attr-defined]
+    pika.BasicProperties.decode = lenient

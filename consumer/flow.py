@@ -1,0 +1,445 @@
+"""The way of a tile through one process: deliveries in, blocks written, acknowledgements out.
+
+Owned by one thread, which never waits for a disk: opening, reading, encoding and committing run in
+workers, and their results come back here before anything is acknowledged.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from consumer.arrays import OpenArray
+from consumer.assembler import Assembler
+from consumer.blocks import ArrayKey, BlockKey, DeliveryId, Write
+from consumer.broker import Delivery
+from consumer.budget import Budget
+from consumer.errors import (
+    BrokerLost,
+    ConsumerError,
+    Disposition,
+    ParkError,
+    StopError,
+    StoreRemoved,
+    Unexpected,
+)
+from consumer.handles import Handle, Handles
+from consumer.inbox import Held, Inbox
+from consumer.message import Message, check_values, decode
+from consumer.metrics import Metrics
+from consumer.scratch import Scratch
+from consumer.settings import BODY_SHARE, Settings, max_block_bytes
+from consumer.storage import Faults, Storage, Written
+
+log = logging.getLogger(__name__)
+
+_CONDEMNED_S = 60.0
+
+
+class BrokerPort(Protocol):
+    """What the flow asks of the broker."""
+
+    def acknowledge(self, delivery: DeliveryId) -> bool:
+        """Acknowledge; return whether the delivery's channel still exists."""
+
+    def requeue(self, delivery: DeliveryId) -> None:
+        """Have it delivered again."""
+
+    def park(
+        self, delivery: Delivery, body: bytes, error: ParkError, done: Callable[[bool], None]
+    ) -> None:
+        """Park, then acknowledge, then call `done` with whether that came to pass."""
+
+    def reset(self, reason: str, *, hold: Callable[[], bool]) -> None:
+        """Give up the channel; subscribe again when `hold` says no more."""
+
+
+class Flow:
+    """Takes deliveries, and sees each of them acknowledged, parked or given back.
+
+    Parameters
+    ----------
+    broker : BrokerPort
+        Where deliveries are settled.
+    storage : Storage
+        The workers.
+    post : callable
+        Runs a callable on the owning thread; used by workers.
+    stop : callable
+        Called with an error that the consumer cannot go on with.
+    clock : callable
+        Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        broker: BrokerPort,
+        storage: Storage,
+        scratch: Scratch,
+        metrics: Metrics,
+        *,
+        post: Callable[[Callable[[], None]], None],
+        stop: Callable[[StopError], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._broker = broker
+        self._storage = storage
+        self._metrics = metrics
+        self._stop = stop
+        self._clock = clock
+        self.budget = Budget(settings.memory_budget_bytes)
+        self.assembler = Assembler(
+            self.budget, idle_s=settings.idle_s, max_age_s=settings.max_age_s
+        )
+        self._inbox = Inbox(
+            self.budget,
+            scratch,
+            self.budget.limit // BODY_SHARE,
+            post=post,
+            loaded=self.advance,
+            failed=self._give_up,
+        )
+        self._handles: Handles[Held] = Handles(settings.max_open_arrays)
+        self._held: dict[DeliveryId, Held] = {}
+        self._parking: set[DeliveryId] = set()
+        self._condemned: dict[BlockKey, tuple[float, ParkError]] = {}
+        self._faults = Faults(settings.retry_max_s)
+        self._starved = False
+        self._draining = False
+        # Settling may call back at once; what follows is then done in the loop, not in depth.
+        self._advancing = self._again = False
+        self._bytes_stitched = self._bytes_committed = 0
+
+    # -- what the broker tells ------------------------------------------------------------------
+
+    def deliver(self, delivery: Delivery, body: bytes) -> None:
+        """Take a delivery."""
+        held = Held(delivery, self._clock())
+        self._held[delivery.id] = held
+        self._metrics.deliveries.inc()
+        self._metrics.redeliveries.inc(delivery.count > 0)
+        self._metrics.bytes_in.inc(len(body))
+        try:
+            self._inbox.put(held, body)
+        except BrokerLost as error:
+            self._give_up(str(error))
+            return
+        self.advance()
+
+    def channel_lost(self) -> None:
+        """Drop everything that is not in a worker: the broker delivers it again."""
+        self._inbox.clear()
+        for handle in self._handles:
+            for held in handle.waiting:
+                self._inbox.release(held)
+            handle.waiting.clear()
+        self.assembler.forget_all()
+        self._held.clear()
+        self._starved = False
+
+    # -- the flow -------------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        """Do all that can be done now."""
+        if self._advancing:
+            self._again = True
+            return
+        self._advancing = self._again = True
+        while self._again:
+            self._again = False
+            if not self._draining:
+                self._take_in()
+                self._inbox.load()
+            self._open_arrays()
+            self._start_writes()
+        self._advancing = False
+
+    def tick(self) -> None:
+        """Do what only time brings about; call it a few times a second."""
+        now = self._clock()
+        self._condemned = {k: v for k, v in self._condemned.items() if v[0] > now}
+        self._watch_age(now)
+        for handle in self._handles.surplus(self.assembler.uses):
+            self.assembler.forget_stored(handle.key)
+            store = self._handles.drop(handle)
+            if store is not None:
+                self._storage.release(store)
+        self.advance()
+        self._measure(now)
+
+    def drain(self) -> None:
+        """Place nothing more, write everything."""
+        self._draining = True
+        self.advance()
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing is left that could be written or parked."""
+        return not self.assembler.open_blocks and not self._parking
+
+    def close(self) -> None:
+        """Let go of every store."""
+        for store in self._handles.close():
+            self._storage.release(store)
+
+    def _take_in(self) -> None:
+        self._starved = False
+        while (held := self._inbox.head()) is not None:
+            try:
+                gone = self._place(held)
+            except ParkError as error:
+                self._refuse(held, error)
+                continue
+            except Exception as error:
+                log.exception("unexpected error while placing a message")
+                self._refuse(held, Unexpected(f"{type(error).__name__}: {error}"))
+                continue
+            if not gone:
+                self._starved = True
+                return
+            self._inbox.pop()
+
+    def _refuse(self, held: Held, error: ParkError) -> None:
+        self._inbox.pop()
+        self.assembler.forget([held.delivery.id])
+        self._park(held, error)
+
+    def _place(self, held: Held) -> bool:
+        """Place a delivery's tiles; return whether it has left the inbox."""
+        if held.placing:
+            return self._placed(held, self.assembler.resume(held.delivery.id))
+        message = held.message or self._decoded(held)
+        handle = self._handles.of(message.entry)
+        if handle.array is None:
+            handle.waiting.append(held)
+            return True
+        self._check(handle, handle.array, message)
+        held.placing, held.sent_ms = True, message.entry.sent_ms
+        self._metrics.tiles.inc(len(message.tiles))
+        done = self.assembler.add(
+            held.delivery.id,
+            handle.key,
+            handle.array.layout,
+            message.tiles,
+            since=held.since,
+            now=self._clock(),
+        )
+        return self._placed(held, done)
+
+    def _placed(self, held: Held, done: bool) -> bool:
+        if done:
+            self._inbox.release(held)
+        return done
+
+    def _decoded(self, held: Held) -> Message:
+        assert held.body is not None
+        limit = self._settings.max_message_bytes
+        held.message = decode(held.delivery.envelope, held.body, max_bytes=limit)
+        if held.delivery.envelope.content_encoding:
+            self._inbox.count(held, held.message.nbytes)
+        return held.message
+
+    def _check(self, handle: Handle[Held], array: OpenArray, message: Message) -> None:
+        array.check(message.entry)
+        if message.entry.dtype is None:
+            check_values(message.tiles, array.layout.dtype)
+        if self._condemned:
+            grid = array.layout.grid
+            for tile in message.tiles:
+                for piece in grid.pieces(tile.box):
+                    found = self._condemned.get(BlockKey(handle.key, piece.index))
+                    if found:
+                        raise found[1]
+        handle.claim(message.entry)
+
+    # -- opening --------------------------------------------------------------------------------
+
+    def _open_arrays(self) -> None:
+        now = self._clock()
+        for handle in self._handles.to_open(lambda handle: self._wanted(handle, now)):
+            first = handle.waiting[0].message if handle.waiting else None
+            self._storage.open(
+                self._handles.store(handle.key.store),
+                first.entry if first else handle.entry,
+                max_block_bytes(self.budget.limit),
+                partial(self._opened, handle),
+            )
+
+    def _wanted(self, handle: Handle[Held], now: float) -> bool:
+        waited_for = bool(handle.waiting) and not self._draining
+        return (waited_for or self.assembler.uses(handle.key)) and not self._faulty(
+            handle.key.store, now
+        )
+
+    def _opened(
+        self, handle: Handle[Held], array: OpenArray | None, error: ConsumerError | None
+    ) -> None:
+        known = self._handles.store(handle.key.store)
+        self._handles.note_opened(handle, array)
+        if array is not None:
+            self._metrics.array_opens.inc()
+            self._metrics.store_opens.inc(known is None)
+            self._faults.clear(handle.key.store)
+            self._inbox.put_back(handle.waiting)
+            handle.waiting.clear()
+        elif isinstance(error, ParkError) and handle.waiting:
+            self._park(handle.waiting.popleft(), error)
+        elif error is not None:
+            self._failed(handle.key.store, "open", error)
+        self.advance()
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def _start_writes(self) -> None:
+        now = self._clock()
+        while self.assembler.writing < self._settings.workers:
+            write = self.assembler.next_write(
+                now,
+                pressure=self._starved or self._prefetch_exhausted(),
+                drain=self._draining,
+                paused=lambda array: self._paused(array, now),
+            )
+            if write is None:
+                return
+            array = self._handles.opened(write.key.array)
+            assert array is not None
+            self._storage.write(array, write, partial(self._written, write))
+
+    def _prefetch_exhausted(self) -> bool:
+        return len(self._held) >= self._settings.prefetch_count and not len(self._inbox)
+
+    def _paused(self, array: ArrayKey, now: float) -> bool:
+        return self._handles.opened(array) is None or self._faulty(array.store, now)
+
+    def _faulty(self, store: str, now: float) -> bool:
+        return not self._storage.root_writable or self._faults.paused(store, now)
+
+    def _written(self, write: Write, written: Written | None, error: ConsumerError | None) -> None:
+        store = write.key.array.store
+        if written is not None:
+            if self._faults.clear(store):
+                log.info("the store works again", extra={"store": store})
+            self._count(write, written)
+            for identity in self.assembler.wrote(write, written.whole):
+                self._acknowledge(identity)
+        elif isinstance(error, ParkError):
+            self._condemn(write, error)
+        elif error is not None:
+            self.assembler.failed(write)
+            self._failed(store, "write", error)
+        self.advance()
+
+    def _condemn(self, write: Write, error: ParkError) -> None:
+        """Have the block's deliveries come again: their bodies are needed to park them."""
+        log.error(
+            "a block can never be written; its messages are parked",
+            extra={
+                "store": write.key.array.store,
+                "array": write.key.array.path,
+                "error": str(error),
+            },
+        )
+        self._condemned[write.key] = (self._clock() + _CONDEMNED_S, error)
+        for identity in self.assembler.condemn(write):
+            if self._held.pop(identity, None) is not None:
+                self._broker.requeue(identity)
+
+    def _failed(self, store: str, operation: str, error: ConsumerError) -> None:
+        if error.disposition is Disposition.STOP:
+            assert isinstance(error, StopError)
+            self._stop(error)
+            return
+        if isinstance(error, StoreRemoved):
+            for array in self._handles.reopen(store):
+                self.assembler.forget_stored(array)
+        wait = self._faults.note(store, self._clock())
+        self._metrics.retries.labels(operation=operation).inc()
+        log.warning(
+            "a store failed; trying again",
+            extra={
+                "store": store,
+                "operation": operation,
+                "error": str(error),
+                "wait_s": round(wait, 2),
+            },
+        )
+
+    # -- settling -------------------------------------------------------------------------------
+
+    def _acknowledge(self, identity: DeliveryId) -> None:
+        held = self._held.pop(identity)
+        if not self._broker.acknowledge(identity):
+            return
+        self._metrics.acknowledged.inc()
+        if held.sent_ms is not None:
+            latency = time.time() - held.sent_ms / 1000
+        else:
+            latency = self._clock() - held.since
+        self._metrics.latency_seconds.observe(max(0.0, latency))
+
+    def _park(self, held: Held, error: ParkError) -> None:
+        delivery = held.delivery
+        log.warning(
+            "message parked",
+            extra={
+                "reason": error.reason,
+                "detail": str(error),
+                "routing_key": delivery.envelope.routing_key,
+                "message_id": delivery.properties.message_id,
+                "app_id": delivery.properties.app_id,
+            },
+        )
+        assert held.body is not None
+        held.message = None
+        self._parking.add(delivery.id)
+        self._broker.park(delivery, held.body, error, partial(self._parked, held, error.reason))
+
+    def _parked(self, held: Held, reason: str, confirmed: bool) -> None:
+        self._inbox.release(held)
+        self._parking.discard(held.delivery.id)
+        if self._held.pop(held.delivery.id, None) is not None and confirmed:
+            self._metrics.parked.labels(reason=reason).inc()
+        self.advance()
+
+    def _give_up(self, reason: str) -> None:
+        self._broker.reset(reason, hold=lambda: not self._storage.root_writable)
+
+    # -- time -----------------------------------------------------------------------------------
+
+    def _watch_age(self, now: float) -> None:
+        """Give deliveries back before the broker takes them away."""
+        oldest = self._oldest(now)
+        limit = self._settings.consumer_timeout_s / 2
+        if self._faults or not self._storage.root_writable:
+            limit = min(limit, self._settings.max_age_s * 1.5)
+        if oldest > limit:
+            self._give_up(f"a delivery could not be written for {oldest:.0f} s")
+
+    def _oldest(self, now: float) -> float:
+        first = next(iter(self._held.values()), None)
+        return now - first.since if first else 0.0
+
+    def _count(self, write: Write, written: Written) -> None:
+        metrics = self._metrics
+        metrics.blocks_written.labels(reason=write.reason.value).inc()
+        metrics.blocks_merged.inc(write.merge)
+        metrics.bytes_stitched.inc(write.filled.voxels * written.whole.itemsize)
+        metrics.bytes_encoded.inc(written.encoded)
+        metrics.bytes_committed.inc(written.committed)
+        self._bytes_stitched += write.filled.voxels * written.whole.itemsize
+        self._bytes_committed += written.committed
+        metrics.amplification.set(self._bytes_committed / self._bytes_stitched)
+        metrics.write_seconds.observe(written.seconds)
+
+    def _measure(self, now: float) -> None:
+        metrics = self._metrics
+        metrics.open_blocks.set(self.assembler.open_blocks)
+        metrics.writing.set(self.assembler.writing)
+        metrics.unacknowledged.set(len(self._held))
+        metrics.oldest_seconds.set(self._oldest(now))
+        metrics.open_arrays.set(self._handles.open_count)
+        for kind, nbytes in self.budget.held.items():
+            metrics.held_bytes.labels(kind=kind).set(nbytes)

@@ -1,0 +1,141 @@
+"""Which stores and arrays are open, and which deliveries wait for one to be opened.
+
+Owned by the owning thread; opening itself is done in a worker, one array of a store at a time.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from consumer.arrays import OpenArray, Store
+from consumer.blocks import ArrayKey
+from consumer.contract import ArrayEntry
+from consumer.errors import RunConflict, SourceConflict
+
+Waiting = TypeVar("Waiting")
+
+
+@dataclass(eq=False, slots=True)
+class Handle(Generic[Waiting]):
+    """An array, open or about to be.
+
+    Attributes
+    ----------
+    entry : ArrayEntry
+        What it is opened with, or created where it is gone.
+    array : OpenArray or None
+        None while it is not open.
+    """
+
+    key: ArrayKey
+    entry: ArrayEntry
+    array: OpenArray | None = None
+    waiting: deque[Waiting] = field(default_factory=deque)
+    source: str | None = None
+    run: str | None = None
+
+    def claim(self, entry: ArrayEntry) -> None:
+        """Bind the array to the message's source and run, or refuse a second one.
+
+        Raises
+        ------
+        SourceConflict, RunConflict
+            With both values.
+        """
+        where = f"{self.key.store}/{self.key.path}"
+        if entry.source and self.source and entry.source != self.source:
+            raise SourceConflict(
+                f"{where}: source {entry.source!r} is not {self.source!r}, which fills this array"
+            )
+        if entry.run and self.run and entry.run != self.run:
+            raise RunConflict(f"{where}: run {entry.run!r} is not {self.run!r}, which fills it")
+        self.source = self.source or entry.source
+        self.run = self.run or entry.run
+
+
+class Handles(Generic[Waiting]):
+    """Handles by array, least recently used first."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._handles: OrderedDict[ArrayKey, Handle[Waiting]] = OrderedDict()
+        self._stores: dict[str, Store] = {}
+        self._opening: set[str] = set()
+
+    def __iter__(self) -> Iterator[Handle[Waiting]]:
+        return iter(self._handles.values())
+
+    @property
+    def open_count(self) -> int:
+        """Arrays that are open."""
+        return sum(handle.array is not None for handle in self)
+
+    def of(self, entry: ArrayEntry) -> Handle[Waiting]:
+        """Return the handle of a message's array, as the one used last."""
+        key = ArrayKey(entry.store, entry.array)
+        if key not in self._handles:
+            self._handles[key] = Handle(key, entry)
+        self._handles.move_to_end(key)
+        return self._handles[key]
+
+    def opened(self, key: ArrayKey) -> OpenArray | None:
+        """Return the open array, if it is."""
+        handle = self._handles.get(key)
+        return handle.array if handle else None
+
+    def store(self, key: str) -> Store | None:
+        """Return the store if it is open."""
+        return self._stores.get(key)
+
+    def to_open(self, wanted: Callable[[Handle[Waiting]], bool]) -> Iterator[Handle[Waiting]]:
+        """Yield handles that are wanted open, of stores in which none is being opened."""
+        for handle in list(self):
+            if handle.array is None and handle.key.store not in self._opening and wanted(handle):
+                self._opening.add(handle.key.store)
+                yield handle
+
+    def is_opening(self, store: str) -> bool:
+        """Whether an array of the store is being opened."""
+        return store in self._opening
+
+    def note_opened(self, handle: Handle[Waiting], array: OpenArray | None) -> None:
+        """Take note that an opening ended, well or not."""
+        self._opening.discard(handle.key.store)
+        if array is not None:
+            handle.array = array
+            self._stores[handle.key.store] = array.store
+
+    def drop(self, handle: Handle[Waiting]) -> Store | None:
+        """Forget a handle; return its store if that was the last array of it."""
+        del self._handles[handle.key]
+        return self._closed(handle.key.store)
+
+    def reopen(self, store: str) -> list[ArrayKey]:
+        """Close every array of a store that is gone, to be opened again; return their keys."""
+        arrays = [handle for handle in self if handle.key.store == store]
+        for handle in arrays:
+            handle.array = None
+        self._stores.pop(store, None)
+        return [handle.key for handle in arrays]
+
+    def surplus(self, in_use: Callable[[ArrayKey], bool]) -> Iterator[Handle[Waiting]]:
+        """Yield the handles to drop, least recently used first."""
+        for handle in list(self):
+            if len(self._handles) <= self._most:
+                return
+            idle = not handle.waiting and not self.is_opening(handle.key.store)
+            if idle and not in_use(handle.key):
+                yield handle
+
+    def close(self) -> list[Store]:
+        """Forget everything; return the stores that were open."""
+        stores = list(self._stores.values())
+        self._handles.clear()
+        self._stores.clear()
+        return stores
+
+    def _closed(self, store: str) -> Store | None:
+        if any(handle.key.store == store for handle in self):
+            return None
+        return self._stores.pop(store, None)

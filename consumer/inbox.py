@@ -1,0 +1,175 @@
+"""Deliveries that are not placed yet, in order: a part in memory, the rest in the scratch file."""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+
+from consumer.broker import Delivery
+from consumer.budget import Budget
+from consumer.errors import BrokerLost
+from consumer.message import Message
+from consumer.scratch import Scratch, ScratchFull
+
+# Bodies handed to the scratch thread and not yet in the file; and how long to wait for that, well
+# below what would cost a heartbeat.
+_SPILL_WINDOW_BYTES = 32 << 20
+_SPILL_WAIT_S = 0.5
+_LOADING = 2
+
+
+@dataclass(eq=False, slots=True)
+class Held:
+    """A delivery that is neither acknowledged nor parked.
+
+    Attributes
+    ----------
+    since : float
+        When it was received.
+    body : bytes or None
+        None while it is in the scratch file, and once its tiles are placed.
+    nbytes : int
+        What it holds of the budget as `bodies`.
+    placing : bool
+        Whether some of its tiles are placed, and the rest waits for room.
+    """
+
+    delivery: Delivery
+    since: float
+    body: bytes | None = None
+    nbytes: int = 0
+    message: Message | None = None
+    sent_ms: int | None = None
+    placing: bool = False
+
+
+class Inbox:
+    """The deliveries to be placed.
+
+    Parameters
+    ----------
+    share : int
+        Bytes of bodies in memory; beyond it they go to the scratch file.
+    post : callable
+        Runs a callable on the owning thread.
+    loaded, failed : callable
+        Called on the owning thread when a body is back in memory, and when the scratch failed.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        scratch: Scratch,
+        share: int,
+        *,
+        post: Callable[[Callable[[], None]], None],
+        loaded: Callable[[], None],
+        failed: Callable[[str], None],
+    ) -> None:
+        self._budget = budget
+        self._scratch = scratch
+        self._share = share
+        self._post = post
+        self._loaded = loaded
+        self._failed = failed
+        self._queue: deque[Held] = deque()
+        self._spilled: deque[Held] = deque()
+        self._loading = 0
+        self._generation = 0
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def put(self, held: Held, body: bytes) -> None:
+        """Take a delivery in.
+
+        Raises
+        ------
+        BrokerLost
+            Where neither memory nor scratch file takes it: the channel must be given up.
+        """
+        if self._spilled or self._budget.held["bodies"] + len(body) > self._share:
+            self._spill(held, body)
+        else:
+            self.keep(held, body)
+        self._queue.append(held)
+
+    def keep(self, held: Held, body: bytes) -> None:
+        """Hold a body in memory."""
+        held.body = body
+        self.count(held, len(body))
+
+    def count(self, held: Held, nbytes: int) -> None:
+        """Count more bytes as held for a delivery."""
+        held.nbytes += nbytes
+        self._budget.take("bodies", nbytes)
+
+    def release(self, held: Held) -> None:
+        """Let go of a delivery's body."""
+        self._budget.give("bodies", held.nbytes)
+        held.body, held.message, held.nbytes = None, None, 0
+
+    def head(self) -> Held | None:
+        """Return the delivery to be placed next, if its body is in memory."""
+        if self._queue and self._queue[0].body is not None:
+            return self._queue[0]
+        return None
+
+    def pop(self) -> None:
+        """Remove the head."""
+        self._queue.popleft()
+
+    def put_back(self, waited: Iterable[Held]) -> None:
+        """Put deliveries that waited elsewhere before all others, in their order."""
+        self._queue.extendleft(reversed(list(waited)))
+
+    def clear(self) -> None:
+        """Forget every delivery; the bodies of those in the queue are released."""
+        for held in self._queue:
+            self.release(held)
+        self._budget.give("scratch", self._budget.held["scratch"])
+        self._queue.clear()
+        self._spilled.clear()
+        self._scratch.clear()
+        self._generation += 1
+
+    def load(self) -> None:
+        """Have bodies read back as far as the share allows."""
+        while self._spilled and self._loading < _LOADING:
+            size = self._scratch.next_size
+            if self._budget.held["bodies"] + size > self._share:
+                return
+            held = self._spilled.popleft()
+            self.count(held, size)
+            self._budget.give("scratch", size)
+            self._loading += 1
+            self._scratch.get(partial(self._read, held, self._generation))
+
+    def _spill(self, held: Held, body: bytes) -> None:
+        if not self._scratch.keeps_up(_SPILL_WINDOW_BYTES, _SPILL_WAIT_S):
+            raise BrokerLost("the scratch file does not keep up with the deliveries")
+        try:
+            self._scratch.put(body, self._written)
+        except ScratchFull as error:
+            raise BrokerLost(f"{error}; raise TILES_SCRATCH_BYTES") from None
+        self._budget.take("scratch", len(body))
+        self._spilled.append(held)
+
+    def _written(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._post(partial(self._failed, f"the scratch file cannot be written: {error}"))
+
+    def _read(self, held: Held, generation: int, ended: "Future[bytes]") -> None:
+        self._post(partial(self._note_read, held, generation, ended))
+
+    def _note_read(self, held: Held, generation: int, ended: "Future[bytes]") -> None:
+        self._loading -= 1
+        if generation != self._generation:
+            return
+        error = ended.exception()
+        if error is not None:
+            self._failed(f"the scratch file cannot be read: {error}")
+            return
+        held.body = ended.result()
+        self._loaded()

@@ -1,0 +1,90 @@
+"""Every metric of the consumer, on a registry of its own. Labels come from closed sets."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from consumer.blocks import Reason
+from consumer.budget import KINDS
+from consumer.errors import ParkError
+
+PREFIX = "tiles"
+_LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+
+class Metrics:
+    """The metrics; built once and passed in."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.deliveries = self._counter("deliveries", "Deliveries received.")
+        self.redeliveries = self._counter(
+            "redeliveries", "Deliveries received that the broker had delivered before."
+        )
+        self.acknowledged = self._counter(
+            "deliveries_acknowledged", "Deliveries acknowledged after a durable write."
+        )
+        self.parked = self._counter("deliveries_parked", "Deliveries parked.", "reason")
+        self.tiles = self._counter("placed", "Tiles placed into blocks.")
+        self.bytes_in = self._counter("received_bytes", "Bytes of bodies received.")
+        self.bytes_stitched = self._counter(
+            "stitched_bytes", "Bytes of the voxels that written blocks took from tiles."
+        )
+        self.bytes_encoded = self._counter(
+            "encoded_bytes", "Bytes of the voxels in the files that were encoded."
+        )
+        self.bytes_committed = self._counter("committed_bytes", "Bytes of files committed.")
+        self.amplification = self._gauge(
+            "write_amplification_ratio", "Bytes committed over bytes stitched."
+        )
+        self.blocks_written = self._counter("blocks_written", "Blocks written.", "reason")
+        self.blocks_merged = self._counter(
+            "blocks_merged", "Blocks for which what is stored had to be read."
+        )
+        self.write_seconds = self._histogram(
+            "block_write_seconds", "Time to read, encode and commit a block."
+        )
+        self.latency_seconds = self._histogram(
+            "end_to_end_seconds", "Time from sending (without sent_ms: receiving) to acknowledging."
+        )
+        self.open_blocks = self._gauge("open_blocks", "Blocks with tiles that are not durable.")
+        self.writing = self._gauge("writes_in_flight", "Block writes under way.")
+        self.held_bytes = self._gauge("held_bytes", "Bytes held; scratch is on disk.", "kind")
+        self.unacknowledged = self._gauge("unacknowledged", "Deliveries held.")
+        self.oldest_seconds = self._gauge(
+            "oldest_unacknowledged_age_seconds", "Age of the oldest delivery held."
+        )
+        self.open_arrays = self._gauge("open_arrays", "Array handles open.")
+        self.store_opens = self._counter("store_opens", "Stores opened.")
+        self.array_opens = self._counter("array_opens", "Arrays opened or created.")
+        self.retries = self._counter(
+            "retries", "Operations to be tried again after a fault.", "operation"
+        )
+        self.reconnects = self._counter("reconnects", "Connections lost or refused.", "connection")
+        self.subscribed = self._gauge("subscribed", "1 while subscribed to the queue.")
+        self.root_writable = self._gauge("root_writable", "1 while the probe write succeeds.")
+        self._show_every_label()
+
+    def _show_every_label(self) -> None:
+        """Start each labelled series at zero, so that a first increase is seen."""
+        for reason in sorted(_reasons(ParkError)):
+            self.parked.labels(reason=reason)
+        for flush in Reason:
+            self.blocks_written.labels(reason=flush.value)
+        for kind in KINDS:
+            self.held_bytes.labels(kind=kind)
+        for operation in ("write", "open", "park"):
+            self.retries.labels(operation=operation)
+        for connection in ("consume", "publish"):
+            self.reconnects.labels(connection=connection)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(f"{PREFIX}_{name}", text, registry=self.registry, buckets=_LATENCY_S)
+
+
+def _reasons(error: type[ParkError]) -> set[str]:
+    return {kind.reason for kind in error.__subclasses__()}

@@ -1,0 +1,57 @@
+"""What a parked message carries: its own properties, and why, when and by whom it was parked."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from consumer.errors import ParkError
+
+HEADER_PREFIX = "x-tiles-"
+MAX_DETAIL_BYTES = 1000
+_KEPT = (
+    "content_type",
+    "content_encoding",
+    "priority",
+    "correlation_id",
+    "reply_to",
+    "message_id",
+    "timestamp",
+    "type",
+    "app_id",
+)
+
+
+def parked_properties(
+    properties: Any, error: ParkError, *, parking_id: str, routing_key: str, by: str
+) -> dict[str, Any]:
+    """Return AMQP's basic properties, by name, for the message's copy in the parking queue.
+
+    The producer's expiration and user id are left out: the one would make the copy vanish, the
+    other would have the broker refuse it from this user.
+    """
+    kept = {name: getattr(properties, name) for name in _KEPT}
+    return kept | {
+        "delivery_mode": 2,
+        "headers": _foreign(properties.headers or {})
+        | {
+            f"{HEADER_PREFIX}reason": error.reason,
+            f"{HEADER_PREFIX}detail": _bounded(str(error)),
+            f"{HEADER_PREFIX}routing-key": _bounded(routing_key),
+            f"{HEADER_PREFIX}parked-ms": int(time.time() * 1000),
+            f"{HEADER_PREFIX}parked-by": _bounded(by),
+            f"{HEADER_PREFIX}parking-id": parking_id,
+        },
+    }
+
+
+def _foreign(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers without ours of an earlier parking, and the queue's own counter."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if not name.startswith(HEADER_PREFIX) and name != "x-delivery-count"
+    }
+
+
+def _bounded(text: str) -> str:
+    return text.encode(errors="replace")[:MAX_DETAIL_BYTES].decode(errors="ignore")

@@ -1,0 +1,175 @@
+"""The work on the output root, in worker threads, and what is known of its faults.
+
+Each call returns at once; its `done` is called on the owning thread with a result or an error of
+the consumer's own.
+"""
+
+import logging
+import math
+import random
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+from typing import Any, TypeVar
+
+import numpy.typing as npt
+
+from consumer.arrays import OpenArray, Store, open_array, open_store
+from consumer.blocks import Write
+from consumer.commit import probe
+from consumer.contract import ArrayEntry
+from consumer.encoder import touched_files
+from consumer.errors import ConsumerError, StorageFault, Unexpected, from_os_error
+from consumer.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+Done = Callable[[Result | None, ConsumerError | None], None]
+_FIRST_RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A block that is durable.
+
+    Attributes
+    ----------
+    whole : ndarray
+        The block as stored now.
+    encoded, committed : int
+        Bytes of the voxels in the files written, and of the files.
+    """
+
+    whole: npt.NDArray[Any]
+    encoded: int
+    committed: int
+    seconds: float
+
+
+class Storage:
+    """Opens, writes and probes in worker threads."""
+
+    def __init__(self, settings: Settings, post: Callable[[Callable[[], None]], None]) -> None:
+        self._settings = settings
+        self._post = post
+        self._workers = ThreadPoolExecutor(settings.workers + 1, thread_name_prefix="worker")
+        self.root_writable = True
+
+    def open(
+        self, store: Store | None, entry: ArrayEntry, block: int, done: Done[OpenArray]
+    ) -> None:
+        """Open or create an array, of a store that is open already or not.
+
+        `block` is the largest block that fits the budget, in bytes.
+        """
+        self._run(partial(self._open, store, entry, block), done)
+
+    def write(self, array: OpenArray, write: Write, done: Done[Written]) -> None:
+        """Merge, encode and commit a block."""
+        self._run(partial(write_block, array, write), done)
+
+    def release(self, store: Store) -> None:
+        """Let go of a store."""
+        self._run(store.commit.release, _log_error)
+
+    def probe(self, done: Done[None]) -> None:
+        """Try whether the root can be written."""
+        self._run(partial(probe, self._settings.output_root), done)
+
+    def close(self) -> None:
+        """Take no more work."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def _open(self, store: Store | None, entry: ArrayEntry, block: int) -> OpenArray:
+        settings = self._settings
+        if store is None:
+            store = open_store(
+                settings.output_root,
+                entry.store,
+                file_mode=settings.file_mode,
+                folder_mode=settings.folder_mode,
+            )
+        return open_array(
+            store,
+            entry,
+            write_empty_chunks=settings.write_empty_chunks,
+            max_block_bytes=block,
+        )
+
+    def _run(self, work: Callable[[], Result], done: Done[Result]) -> None:
+        future = self._workers.submit(work)
+        future.add_done_callback(lambda ended: self._post(partial(self._ended, ended, done)))
+
+    def _ended(self, ended: "Future[Result]", done: Done[Result]) -> None:
+        error = ended.exception()
+        if error is None:
+            done(ended.result(), None)
+        else:
+            done(None, self._translated(error))
+
+    def _translated(self, error: BaseException) -> ConsumerError:
+        if isinstance(error, ConsumerError):
+            return error
+        if isinstance(error, OSError):
+            return from_os_error(error, root_writable=self.root_writable)
+        if isinstance(error, MemoryError):
+            return StorageFault(f"out of memory: {error}")
+        log.error("unexpected error in a worker", exc_info=error)
+        return Unexpected(f"{type(error).__name__}: {error}")
+
+
+def write_block(array: OpenArray, write: Write) -> Written:
+    """Write a block durably: what is stored below it is read only where the buffer has holes."""
+    started = monotonic()
+    whole = write.buffer
+    if write.merge:
+        whole = array.read(write.box)
+        for box in write.filled:
+            whole[box.slices] = write.buffer[box.slices]
+    objects = array.encode(write.box, whole, write.filled)
+    committed = array.store.commit.commit(objects)
+    files = touched_files(array.layout.grid, write.box, write.filled)
+    encoded = sum(math.prod(box.shape) for box in files) * whole.itemsize
+    return Written(whole, encoded, committed, monotonic() - started)
+
+
+def _log_error(_result: object, error: ConsumerError | None) -> None:
+    if error is not None:
+        log.warning("a store could not be released", extra={"error": str(error)})
+
+
+@dataclass(slots=True)
+class _Fault:
+    until: float
+    failures: int
+
+
+class Faults:
+    """Which stores are left alone for now, and until when."""
+
+    def __init__(self, longest_s: float) -> None:
+        self._longest_s = longest_s
+        self._faults: dict[str, _Fault] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._faults)
+
+    def note(self, store: str, now: float) -> float:
+        """Take note of a fault; return how long the store is left alone, in seconds."""
+        fault = self._faults.setdefault(store, _Fault(now, 0))
+        most = min(self._longest_s, _FIRST_RETRY_S * 2.0**fault.failures)
+        wait = random.uniform(most / 2, most)  # noqa: S311 - jitter
+        fault.until, fault.failures = now + wait, min(fault.failures + 1, 16)
+        return wait
+
+    def clear(self, store: str) -> bool:
+        """Take note that the store works; return whether it did not before."""
+        return self._faults.pop(store, None) is not None
+
+    def paused(self, store: str, now: float) -> bool:
+        """Whether the store is to be left alone."""
+        fault = self._faults.get(store)
+        return fault is not None and now < fault.until

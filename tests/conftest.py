@@ -1,0 +1,62 @@
+"""Fixtures for tests that need a broker: one for the session, names of its own for each test."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from harness import Channel, ConsumerProcess
+
+from consumer.testing import BrokerMissing, RabbitMQ, server_command
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[RabbitMQ]:
+    """A private broker for the whole session; leave it running."""
+    try:
+        server_command()
+    except BrokerMissing as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+    with RabbitMQ() as running:
+        yield running
+
+
+@pytest.fixture
+def prefix() -> str:
+    """First part of this test's exchange and queue names."""
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+class MakeConsumer(Protocol):
+    """Makes a consumer process that is not started yet."""
+
+    def __call__(self, **settings: Any) -> ConsumerProcess:
+        """Return the process; `settings` are those of `consumer run`."""
+
+
+@pytest.fixture
+def make_consumer(broker: RabbitMQ, prefix: str, tmp_path: Path) -> Iterator[MakeConsumer]:
+    """Make consumers of this test's queue that write below `tmp_path / "root"`; all are ended."""
+    made: list[ConsumerProcess] = []
+
+    def make(**settings: Any) -> ConsumerProcess:
+        log = tmp_path / f"consumer-{len(made)}.log"
+        wanted = {"topology_prefix": prefix} | settings
+        process = ConsumerProcess(broker, tmp_path / "root", log, **wanted)
+        made.append(process)
+        return process
+
+    yield make
+    for process in made:
+        process.__exit__(None, None, None)
+
+
+@pytest.fixture
+def producer(broker: RabbitMQ, prefix: str) -> Iterator[Channel]:
+    """A producer's channel on the session's broker."""
+    with Channel(broker, prefix) as channel:
+        yield channel
