@@ -20,6 +20,7 @@ from consumer.budget import Budget
 from consumer.coverage import Coverage
 from consumer.message import Tile
 from consumer.placement import BlockIndex, Layout, Piece
+from consumer.stored import Stored
 
 # What writing a block holds beside its buffer: the stored base, the encoded chunks, the shard
 # that joins them.
@@ -65,8 +66,7 @@ class Assembler:
         self._open: dict[ArrayKey, dict[BlockKey, None]] = {}
         self._complete: dict[BlockKey, None] = {}
         self._deliveries: OrderedDict[DeliveryId, _Delivery] = OrderedDict()
-        self._durable: dict[ArrayKey, dict[BlockIndex, Coverage]] = {}
-        self._cache: OrderedDict[BlockKey, npt.NDArray[Any]] = OrderedDict()
+        self._stored = Stored(budget)
         self._pace: dict[ArrayKey, _Pace] = {}
         self._sizes: Counter[int] = Counter()
         self._writing = 0
@@ -142,7 +142,7 @@ class Assembler:
             return block
         box = delivery.layout.grid.box(index)
         nbytes = box.volume * delivery.layout.dtype.itemsize
-        cached = self._uncache(key)
+        cached = self._stored.take(key)
         if cached is None and not self._room_for(nbytes):
             return None
         if block is None:
@@ -159,9 +159,8 @@ class Assembler:
         largest = max((*self._sizes, nbytes))
         reserve = max(0, ENCODING_FACTOR * largest - self._budget.held["encoding"])
         while self._budget.free < nbytes + reserve:
-            if not self._cache:
+            if not self._stored.evict():
                 return False
-            self._uncache(next(iter(self._cache)))
         return True
 
     def _note_complete(self, block: Block) -> None:
@@ -169,18 +168,10 @@ class Assembler:
             self._complete[block.key] = None
 
     def _is_complete(self, block: Block) -> bool:
-        volume = block.box.volume
-        if block.filled.voxels == volume:
+        if block.filled.voxels == block.box.volume:
             return True
-        durable = self._durable_of(block.key)
-        # A tile of a block that is durable already must not have it rewritten at once.
-        if durable is None or self._is_durable(block):
-            return False
-        if durable.voxels + block.filled.voxels < volume:
-            return False
-        union = durable.copy()
-        union.update(block.filled)
-        return union.voxels == volume
+        # A tile of a block that is durable already does not have it rewritten at once.
+        return self._stored.completes(block.key, block.box, block.filled)
 
     # -- writes out -----------------------------------------------------------------------------
 
@@ -280,11 +271,12 @@ class Assembler:
         block = self._returned(write)
         current = write.tenure == self._tenure
         if current:
-            self._note_durable(write)
+            self._stored.note(write.key, write.filled)
         if block.buffer is None:
             self._drop(block)
-            if current and not self._is_durable(block):
-                self._keep(block, whole)
+            whole_now = self._stored.is_whole(block.key, block.box)
+            if current and not whole_now and self._room_for(block.nbytes):
+                self._stored.keep(block.key, whole)
         elif current:
             block.lay_over(whole, Coverage())
             block.whole_base = True
@@ -334,27 +326,15 @@ class Assembler:
         """Drop every delivery, and all that was read of the stores: others may write them now."""
         self.forget(list(self._deliveries))
         self._tenure += 1
-        self._durable.clear()
-        while self._cache:
-            self._uncache(next(iter(self._cache)))
+        self._stored.forget_all()
 
     def forget_stored(self, array: ArrayKey) -> None:
         """Drop what is known of an array's stored blocks: its handle was closed or it is gone."""
-        self._durable.pop(array, None)
-        for key in [key for key in self._cache if key.array == array]:
-            self._uncache(key)
+        self._stored.forget(array)
         for key in self._open.get(array, ()):
             self._blocks[key].whole_base = False
         if array not in self._open:
             self._pace.pop(array, None)
-
-    def _note_durable(self, write: Write) -> None:
-        of_array = self._durable.setdefault(write.key.array, {})
-        of_array.setdefault(write.key.block, Coverage()).update(write.filled)
-
-    def _is_durable(self, block: Block) -> bool:
-        durable = self._durable_of(block.key)
-        return durable is not None and durable.voxels == block.box.volume
 
     def _returned(self, write: Write) -> Block:
         block = self._blocks[write.key]
@@ -399,19 +379,3 @@ class Assembler:
         self._sizes[block.nbytes] -= 1
         if not self._sizes[block.nbytes]:
             del self._sizes[block.nbytes]
-
-    # -- buffers kept for a later merge ---------------------------------------------------------
-
-    def _durable_of(self, key: BlockKey) -> Coverage | None:
-        return self._durable.get(key.array, {}).get(key.block)
-
-    def _keep(self, block: Block, whole: npt.NDArray[Any]) -> None:
-        if self._room_for(block.nbytes):
-            self._cache[block.key] = whole
-            self._budget.take("cached", block.nbytes)
-
-    def _uncache(self, key: BlockKey) -> npt.NDArray[Any] | None:
-        buffer = self._cache.pop(key, None)
-        if buffer is not None:
-            self._budget.give("cached", buffer.nbytes)
-        return buffer

@@ -54,6 +54,24 @@ class Receiver(Protocol):
         """Drop every tag: the channel is gone."""
 
 
+class Settling(Protocol):
+    """Where deliveries are settled."""
+
+    def acknowledge(self, delivery: DeliveryId) -> bool:
+        """Acknowledge; return whether the delivery's channel still exists."""
+
+    def requeue(self, delivery: DeliveryId) -> None:
+        """Have it delivered again."""
+
+    def park(
+        self, delivery: Delivery, body: bytes, error: ParkError, done: Callable[[bool], None]
+    ) -> None:
+        """Park, then acknowledge, then call `done` with whether that came to pass."""
+
+    def reset(self, reason: str, *, hold: Callable[[], bool]) -> None:
+        """Give up the channel; subscribe again when `hold` says no more."""
+
+
 @dataclass(slots=True)
 class _Parked:
     delivery: Delivery

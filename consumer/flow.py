@@ -8,12 +8,11 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 from consumer.arrays import OpenArray
 from consumer.assembler import Assembler
 from consumer.blocks import ArrayKey, BlockKey, DeliveryId, Write
-from consumer.broker import Delivery
+from consumer.broker import Delivery, Settling
 from consumer.budget import Budget
 from consumer.errors import (
     BrokerLost,
@@ -37,30 +36,12 @@ log = logging.getLogger(__name__)
 _CONDEMNED_S = 60.0
 
 
-class BrokerPort(Protocol):
-    """What the flow asks of the broker."""
-
-    def acknowledge(self, delivery: DeliveryId) -> bool:
-        """Acknowledge; return whether the delivery's channel still exists."""
-
-    def requeue(self, delivery: DeliveryId) -> None:
-        """Have it delivered again."""
-
-    def park(
-        self, delivery: Delivery, body: bytes, error: ParkError, done: Callable[[bool], None]
-    ) -> None:
-        """Park, then acknowledge, then call `done` with whether that came to pass."""
-
-    def reset(self, reason: str, *, hold: Callable[[], bool]) -> None:
-        """Give up the channel; subscribe again when `hold` says no more."""
-
-
 class Flow:
     """Takes deliveries, and sees each of them acknowledged, parked or given back.
 
     Parameters
     ----------
-    broker : BrokerPort
+    broker : Settling
         Where deliveries are settled.
     storage : Storage
         The workers.
@@ -75,7 +56,7 @@ class Flow:
     def __init__(
         self,
         settings: Settings,
-        broker: BrokerPort,
+        broker: Settling,
         storage: Storage,
         scratch: Scratch,
         metrics: Metrics,
@@ -111,7 +92,6 @@ class Flow:
         self._draining = False
         # Settling may call back at once; what follows is then done in the loop, not in depth.
         self._advancing = self._again = False
-        self._bytes_stitched = self._bytes_committed = 0
 
     # -- what the broker tells ------------------------------------------------------------------
 
@@ -278,8 +258,10 @@ class Flow:
         self, handle: Handle[Held], array: OpenArray | None, error: ConsumerError | None
     ) -> None:
         known = self._handles.store(handle.key.store)
-        self._handles.note_opened(handle, array)
+        before = self._handles.note_opened(handle, array)
         if array is not None:
+            if before is not None and before.layout != array.layout:
+                self._give_up("an array was removed and made anew with another layout")
             self._metrics.array_opens.inc()
             self._metrics.store_opens.inc(known is None)
             self._faults.clear(handle.key.store)
@@ -322,7 +304,7 @@ class Flow:
         if written is not None:
             if self._faults.clear(store):
                 log.info("the store works again", extra={"store": store})
-            self._count(write, written)
+            self._metrics.wrote(write, written.encoded, written.committed, written.seconds)
             for identity in self.assembler.wrote(write, written.whole):
                 self._acknowledge(identity)
         elif isinstance(error, ParkError):
@@ -374,11 +356,9 @@ class Flow:
         if not self._broker.acknowledge(identity):
             return
         self._metrics.acknowledged.inc()
-        if held.sent_ms is not None:
-            latency = time.time() - held.sent_ms / 1000
-        else:
-            latency = self._clock() - held.since
-        self._metrics.latency_seconds.observe(max(0.0, latency))
+        received = time.time() - (self._clock() - held.since)
+        sent = received if held.sent_ms is None else held.sent_ms / 1000
+        self._metrics.latency_seconds.observe(max(0.0, time.time() - sent))
 
     def _park(self, held: Held, error: ParkError) -> None:
         delivery = held.delivery
@@ -405,6 +385,8 @@ class Flow:
         self.advance()
 
     def _give_up(self, reason: str) -> None:
+        """Let the broker deliver everything again."""
+        self.channel_lost()
         self._broker.reset(reason, hold=lambda: not self._storage.root_writable)
 
     # -- time -----------------------------------------------------------------------------------
@@ -421,18 +403,6 @@ class Flow:
     def _oldest(self, now: float) -> float:
         first = next(iter(self._held.values()), None)
         return now - first.since if first else 0.0
-
-    def _count(self, write: Write, written: Written) -> None:
-        metrics = self._metrics
-        metrics.blocks_written.labels(reason=write.reason.value).inc()
-        metrics.blocks_merged.inc(write.merge)
-        metrics.bytes_stitched.inc(write.filled.voxels * written.whole.itemsize)
-        metrics.bytes_encoded.inc(written.encoded)
-        metrics.bytes_committed.inc(written.committed)
-        self._bytes_stitched += write.filled.voxels * written.whole.itemsize
-        self._bytes_committed += written.committed
-        metrics.amplification.set(self._bytes_committed / self._bytes_stitched)
-        metrics.write_seconds.observe(written.seconds)
 
     def _measure(self, now: float) -> None:
         metrics = self._metrics

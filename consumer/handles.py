@@ -26,11 +26,14 @@ class Handle(Generic[Waiting]):
         What it is opened with, or created where it is gone.
     array : OpenArray or None
         None while it is not open.
+    before : OpenArray or None
+        What it was, where the store is gone and it must be opened again.
     """
 
     key: ArrayKey
     entry: ArrayEntry
     array: OpenArray | None = None
+    before: OpenArray | None = None
     waiting: deque[Waiting] = field(default_factory=deque)
     source: str | None = None
     run: str | None = None
@@ -99,12 +102,14 @@ class Handles(Generic[Waiting]):
         """Whether an array of the store is being opened."""
         return store in self._opening
 
-    def note_opened(self, handle: Handle[Waiting], array: OpenArray | None) -> None:
-        """Take note that an opening ended, well or not."""
+    def note_opened(self, handle: Handle[Waiting], array: OpenArray | None) -> OpenArray | None:
+        """Take note that an opening ended, well or not; return what the array was before."""
         self._opening.discard(handle.key.store)
-        if array is not None:
-            handle.array = array
-            self._stores[handle.key.store] = array.store
+        if array is None:
+            return None
+        before, handle.before, handle.array = handle.before, None, array
+        self._stores[handle.key.store] = array.store
+        return before
 
     def drop(self, handle: Handle[Waiting]) -> Store | None:
         """Forget a handle; return its store if that was the last array of it."""
@@ -115,7 +120,7 @@ class Handles(Generic[Waiting]):
         """Close every array of a store that is gone, to be opened again; return their keys."""
         arrays = [handle for handle in self if handle.key.store == store]
         for handle in arrays:
-            handle.array = None
+            handle.before, handle.array = handle.array or handle.before, None
         self._stores.pop(store, None)
         return [handle.key for handle in arrays]
 

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from consumer.blocks import Reason
+from consumer.blocks import Reason, Write
 from consumer.budget import KINDS
 from consumer.errors import ParkError
 
@@ -61,7 +61,21 @@ class Metrics:
         self.reconnects = self._counter("reconnects", "Connections lost or refused.", "connection")
         self.subscribed = self._gauge("subscribed", "1 while subscribed to the queue.")
         self.root_writable = self._gauge("root_writable", "1 while the probe write succeeds.")
+        self._stitched = self._committed = 0
         self._show_every_label()
+
+    def wrote(self, write: Write, encoded: int, committed: int, seconds: float) -> None:
+        """Count a block that was written; bytes as in `consumer.storage.Written`."""
+        stitched = write.filled.voxels * write.buffer.itemsize
+        self.blocks_written.labels(reason=write.reason.value).inc()
+        self.blocks_merged.inc(write.merge)
+        self.bytes_stitched.inc(stitched)
+        self.bytes_encoded.inc(encoded)
+        self.bytes_committed.inc(committed)
+        self.write_seconds.observe(seconds)
+        self._stitched += stitched
+        self._committed += committed
+        self.amplification.set(self._committed / self._stitched)
 
     def _show_every_label(self) -> None:
         """Start each labelled series at zero, so that a first increase is seen."""
