@@ -16,15 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from consumer.blocks import ArrayKey, Block, BlockKey, DeliveryId, Reason, Write
-from consumer.budget import Budget
+from consumer.budget import ENCODING_FACTOR, Budget
 from consumer.coverage import Coverage
 from consumer.message import Tile
 from consumer.placement import BlockIndex, Layout, Piece
 from consumer.stored import Stored
 
-# What writing a block holds beside its buffer: the stored base, the encoded chunks, the shard
-# that joins them.
-ENCODING_FACTOR = 3
 _GAPS_UNTIL_IDLE = 3.0
 _GAP_DECAY = 0.9
 
@@ -158,7 +155,7 @@ class Assembler:
         """Make room for a buffer, beside what writing the largest block will take."""
         largest = max((*self._sizes, nbytes))
         reserve = max(0, ENCODING_FACTOR * largest - self._budget.held["encoding"])
-        while self._budget.free < nbytes + reserve:
+        while self._budget.free_for_blocks < nbytes + reserve:
             if not self._stored.evict():
                 return False
         return True
@@ -198,7 +195,7 @@ class Assembler:
             return None
         block, reason = found
         encoding = ENCODING_FACTOR * block.nbytes
-        if self._writing and self._budget.free < encoding:
+        if self._writing and self._budget.free_for_blocks < encoding:
             return None
         self._complete.pop(block.key, None)
         return self._start(block, reason, encoding)

@@ -1,8 +1,21 @@
-"""How much memory is held, in bytes by kind, against the one limit that there is."""
+"""How much memory is held, in bytes by kind, against the one limit that there is.
+
+A quarter of the limit is for bodies, so that whatever arrives, blocks can still be written; the
+rest is for blocks and what writing them takes.
+"""
 
 from dataclasses import dataclass, field
 
 KINDS = ("bodies", "blocks", "cached", "encoding", "scratch")
+BODY_SHARE = 4
+# A block is held up to four times while it is written: its buffer, and beside it the stored base,
+# the encoded chunks, and the shard that joins them.
+ENCODING_FACTOR = 3
+
+
+def max_block_bytes(limit: int) -> int:
+    """Return the largest block that can be written within a limit, in bytes."""
+    return (limit - limit // BODY_SHARE) // (1 + ENCODING_FACTOR)
 
 
 @dataclass(slots=True)
@@ -22,6 +35,12 @@ class Budget:
         assert self.held[kind] >= 0, f"more {kind} released than held"
 
     @property
-    def free(self) -> int:
-        """Bytes below the limit; negative where it is passed."""
-        return self.limit - sum(self.held.values()) + self.held["scratch"]
+    def free_for_bodies(self) -> int:
+        """Bytes of the bodies' share that are not held."""
+        return self.limit // BODY_SHARE - self.held["bodies"]
+
+    @property
+    def free_for_blocks(self) -> int:
+        """Bytes of the rest that are not held; negative where a lone write takes more."""
+        held = self.held["blocks"] + self.held["cached"] + self.held["encoding"]
+        return self.limit - self.limit // BODY_SHARE - held

@@ -13,7 +13,7 @@ from consumer.arrays import OpenArray
 from consumer.assembler import Assembler
 from consumer.blocks import ArrayKey, BlockKey, DeliveryId, Write
 from consumer.broker import Delivery, Settling
-from consumer.budget import Budget
+from consumer.budget import Budget, max_block_bytes
 from consumer.errors import (
     BrokerLost,
     ConsumerError,
@@ -28,7 +28,7 @@ from consumer.inbox import Held, Inbox
 from consumer.message import Message, check_values, decode
 from consumer.metrics import Metrics
 from consumer.scratch import Scratch
-from consumer.settings import BODY_SHARE, Settings, max_block_bytes
+from consumer.settings import Settings
 from consumer.storage import Faults, Storage, Written
 
 log = logging.getLogger(__name__)
@@ -78,12 +78,12 @@ class Flow:
         self._inbox = Inbox(
             self.budget,
             scratch,
-            self.budget.limit // BODY_SHARE,
+            settings.max_message_bytes,
             post=post,
             loaded=self.advance,
             failed=self._give_up,
         )
-        self._handles: Handles[Held] = Handles(settings.max_open_arrays)
+        self._handles: Handles = Handles(settings.max_open_arrays)
         self._held: dict[DeliveryId, Held] = {}
         self._parking: set[DeliveryId] = set()
         self._condemned: dict[BlockKey, tuple[float, ParkError]] = {}
@@ -194,10 +194,11 @@ class Flow:
         message = held.message or self._decoded(held)
         handle = self._handles.of(message.entry)
         if handle.array is None:
+            self._inbox.forget_decoded(held)
             handle.waiting.append(held)
             return True
         self._check(handle, handle.array, message)
-        held.placing, held.sent_ms = True, message.entry.sent_ms
+        held.placing = True
         self._metrics.tiles.inc(len(message.tiles))
         done = self.assembler.add(
             held.delivery.id,
@@ -217,12 +218,11 @@ class Flow:
     def _decoded(self, held: Held) -> Message:
         assert held.body is not None
         limit = self._settings.max_message_bytes
-        held.message = decode(held.delivery.envelope, held.body, max_bytes=limit)
-        if held.delivery.envelope.content_encoding:
-            self._inbox.count(held, held.message.nbytes)
-        return held.message
+        message = decode(held.delivery.envelope, held.body, max_bytes=limit)
+        self._inbox.note_decoded(held, message)
+        return message
 
-    def _check(self, handle: Handle[Held], array: OpenArray, message: Message) -> None:
+    def _check(self, handle: Handle, array: OpenArray, message: Message) -> None:
         array.check(message.entry)
         if message.entry.dtype is None:
             check_values(message.tiles, array.layout.dtype)
@@ -240,23 +240,20 @@ class Flow:
     def _open_arrays(self) -> None:
         now = self._clock()
         for handle in self._handles.to_open(lambda handle: self._wanted(handle, now)):
-            first = handle.waiting[0].message if handle.waiting else None
             self._storage.open(
                 self._handles.store(handle.key.store),
-                first.entry if first else handle.entry,
+                handle.opening_entry,
                 max_block_bytes(self.budget.limit),
                 partial(self._opened, handle),
             )
 
-    def _wanted(self, handle: Handle[Held], now: float) -> bool:
+    def _wanted(self, handle: Handle, now: float) -> bool:
         waited_for = bool(handle.waiting) and not self._draining
         return (waited_for or self.assembler.uses(handle.key)) and not self._faulty(
             handle.key.store, now
         )
 
-    def _opened(
-        self, handle: Handle[Held], array: OpenArray | None, error: ConsumerError | None
-    ) -> None:
+    def _opened(self, handle: Handle, array: OpenArray | None, error: ConsumerError | None) -> None:
         known = self._handles.store(handle.key.store)
         before = self._handles.note_opened(handle, array)
         if array is not None:
@@ -373,7 +370,7 @@ class Flow:
             },
         )
         assert held.body is not None
-        held.message = None
+        self._inbox.forget_decoded(held)
         self._parking.add(delivery.id)
         self._broker.park(delivery, held.body, error, partial(self._parked, held, error.reason))
 

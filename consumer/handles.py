@@ -6,18 +6,16 @@ Owned by the owning thread; opening itself is done in a worker, one array of a s
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 from consumer.arrays import OpenArray, Store
 from consumer.blocks import ArrayKey
 from consumer.contract import ArrayEntry
 from consumer.errors import RunConflict, SourceConflict
-
-Waiting = TypeVar("Waiting")
+from consumer.inbox import Held
 
 
 @dataclass(eq=False, slots=True)
-class Handle(Generic[Waiting]):
+class Handle:
     """An array, open or about to be.
 
     Attributes
@@ -34,9 +32,15 @@ class Handle(Generic[Waiting]):
     entry: ArrayEntry
     array: OpenArray | None = None
     before: OpenArray | None = None
-    waiting: deque[Waiting] = field(default_factory=deque)
+    waiting: deque[Held] = field(default_factory=deque)
     source: str | None = None
     run: str | None = None
+
+    @property
+    def opening_entry(self) -> ArrayEntry:
+        """What to open the array with: the first waiting message's word, or that of the last."""
+        first = self.waiting[0].entry if self.waiting else None
+        return first or self.entry
 
     def claim(self, entry: ArrayEntry) -> None:
         """Bind the array to the message's source and run, or refuse a second one.
@@ -57,16 +61,16 @@ class Handle(Generic[Waiting]):
         self.run = self.run or entry.run
 
 
-class Handles(Generic[Waiting]):
+class Handles:
     """Handles by array, least recently used first."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._handles: OrderedDict[ArrayKey, Handle[Waiting]] = OrderedDict()
+        self._handles: OrderedDict[ArrayKey, Handle] = OrderedDict()
         self._stores: dict[str, Store] = {}
         self._opening: set[str] = set()
 
-    def __iter__(self) -> Iterator[Handle[Waiting]]:
+    def __iter__(self) -> Iterator[Handle]:
         return iter(self._handles.values())
 
     @property
@@ -74,7 +78,7 @@ class Handles(Generic[Waiting]):
         """Arrays that are open."""
         return sum(handle.array is not None for handle in self)
 
-    def of(self, entry: ArrayEntry) -> Handle[Waiting]:
+    def of(self, entry: ArrayEntry) -> Handle:
         """Return the handle of a message's array, as the one used last."""
         key = ArrayKey(entry.store, entry.array)
         if key not in self._handles:
@@ -91,7 +95,7 @@ class Handles(Generic[Waiting]):
         """Return the store if it is open."""
         return self._stores.get(key)
 
-    def to_open(self, wanted: Callable[[Handle[Waiting]], bool]) -> Iterator[Handle[Waiting]]:
+    def to_open(self, wanted: Callable[[Handle], bool]) -> Iterator[Handle]:
         """Yield handles that are wanted open, of stores in which none is being opened."""
         for handle in list(self):
             if handle.array is None and handle.key.store not in self._opening and wanted(handle):
@@ -102,7 +106,7 @@ class Handles(Generic[Waiting]):
         """Whether an array of the store is being opened."""
         return store in self._opening
 
-    def note_opened(self, handle: Handle[Waiting], array: OpenArray | None) -> OpenArray | None:
+    def note_opened(self, handle: Handle, array: OpenArray | None) -> OpenArray | None:
         """Take note that an opening ended, well or not; return what the array was before."""
         self._opening.discard(handle.key.store)
         if array is None:
@@ -111,7 +115,7 @@ class Handles(Generic[Waiting]):
         self._stores[handle.key.store] = array.store
         return before
 
-    def drop(self, handle: Handle[Waiting]) -> Store | None:
+    def drop(self, handle: Handle) -> Store | None:
         """Forget a handle; return its store if that was the last array of it."""
         del self._handles[handle.key]
         return self._closed(handle.key.store)
@@ -124,7 +128,7 @@ class Handles(Generic[Waiting]):
         self._stores.pop(store, None)
         return [handle.key for handle in arrays]
 
-    def surplus(self, in_use: Callable[[ArrayKey], bool]) -> Iterator[Handle[Waiting]]:
+    def surplus(self, in_use: Callable[[ArrayKey], bool]) -> Iterator[Handle]:
         """Yield the handles to drop, least recently used first."""
         for handle in list(self):
             if len(self._handles) <= self._most:

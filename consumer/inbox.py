@@ -8,6 +8,7 @@ from functools import partial
 
 from consumer.broker import Delivery
 from consumer.budget import Budget
+from consumer.contract import TilesEntry
 from consumer.errors import BrokerLost
 from consumer.message import Message
 from consumer.scratch import Scratch, ScratchFull
@@ -31,6 +32,9 @@ class Held:
         None while it is in the scratch file, and once its tiles are placed.
     nbytes : int
         What it holds of the budget as `bodies`.
+    message, entry
+        What the body says, once decoded; the message itself is forgotten while an array is opened
+        if it takes more memory than the body.
     placing : bool
         Whether some of its tiles are placed, and the rest waits for room.
     """
@@ -40,6 +44,7 @@ class Held:
     body: bytes | None = None
     nbytes: int = 0
     message: Message | None = None
+    entry: TilesEntry | None = None
     sent_ms: int | None = None
     placing: bool = False
 
@@ -49,8 +54,8 @@ class Inbox:
 
     Parameters
     ----------
-    share : int
-        Bytes of bodies in memory; beyond it they go to the scratch file.
+    reserve : int
+        Bytes of the bodies' share kept free: for decompressing one message.
     post : callable
         Runs a callable on the owning thread.
     loaded, failed : callable
@@ -61,7 +66,7 @@ class Inbox:
         self,
         budget: Budget,
         scratch: Scratch,
-        share: int,
+        reserve: int,
         *,
         post: Callable[[Callable[[], None]], None],
         loaded: Callable[[], None],
@@ -69,7 +74,7 @@ class Inbox:
     ) -> None:
         self._budget = budget
         self._scratch = scratch
-        self._share = share
+        self._reserve = reserve
         self._post = post
         self._loaded = loaded
         self._failed = failed
@@ -77,6 +82,10 @@ class Inbox:
         self._spilled: deque[Held] = deque()
         self._loading = 0
         self._generation = 0
+
+    @property
+    def _free(self) -> int:
+        return self._budget.free_for_bodies - self._reserve
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -89,7 +98,7 @@ class Inbox:
         BrokerLost
             Where neither memory nor scratch file takes it: the channel must be given up.
         """
-        if self._spilled or self._budget.held["bodies"] + len(body) > self._share:
+        if self._spilled or len(body) > self._free:
             self._spill(held, body)
         else:
             self.keep(held, body)
@@ -105,10 +114,22 @@ class Inbox:
         held.nbytes += nbytes
         self._budget.take("bodies", nbytes)
 
+    def note_decoded(self, held: Held, message: Message) -> None:
+        """Take note of what a body says; decompressed, it takes memory of its own."""
+        held.message, held.entry, held.sent_ms = message, message.entry, message.entry.sent_ms
+        if held.delivery.envelope.content_encoding:
+            self.count(held, message.nbytes)
+
+    def forget_decoded(self, held: Held) -> None:
+        """Let go of a decompressed body, to be decoded again."""
+        if held.message is not None and held.delivery.envelope.content_encoding:
+            self.count(held, -held.message.nbytes)
+            held.message = None
+
     def release(self, held: Held) -> None:
         """Let go of a delivery's body."""
         self._budget.give("bodies", held.nbytes)
-        held.body, held.message, held.nbytes = None, None, 0
+        held.body, held.message, held.entry, held.nbytes = None, None, None, 0
 
     def head(self) -> Held | None:
         """Return the delivery to be placed next, if its body is in memory."""
@@ -138,7 +159,7 @@ class Inbox:
         """Have bodies read back as far as the share allows."""
         while self._spilled and self._loading < _LOADING:
             size = self._scratch.next_size
-            if self._budget.held["bodies"] + size > self._share:
+            if size > self._free:
                 return
             held = self._spilled.popleft()
             self.count(held, size)

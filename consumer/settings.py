@@ -21,15 +21,14 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from consumer.budget import BODY_SHARE
 from consumer.contract import reason_of
 from consumer.errors import UnusableSettings
 from consumer.message import MAX_MESSAGE_BYTES
 
 ENV_PREFIX = "TILES_"
-# Bodies waiting in memory may take this part of the budget; the rest go to the scratch file.
-BODY_SHARE = 4
-# A block is held up to four times while it is written: buffer, stored base, encoded, joined shard.
-_BLOCK_COPIES = 4
+# Half of the bodies' share takes the largest body, the other half its decompressed form.
+_MESSAGE_SHARE = 2 * BODY_SHARE
 
 
 class Settings(BaseSettings):
@@ -188,9 +187,9 @@ class Settings(BaseSettings):
                 f"max_age_s {self.max_age_s:g} must be below a third of consumer_timeout_s "
                 f"{self.consumer_timeout_s:g}, or the broker takes deliveries away while they wait"
             )
-        if self.max_message_bytes * BODY_SHARE > self.memory_budget_bytes:
+        if self.max_message_bytes * _MESSAGE_SHARE > self.memory_budget_bytes:
             raise ValueError(
-                f"memory_budget_bytes {self.memory_budget_bytes} must be at least {BODY_SHARE} "
+                f"memory_budget_bytes {self.memory_budget_bytes} must be at least {_MESSAGE_SHARE} "
                 f"times max_message_bytes {self.max_message_bytes}"
             )
         most = self.prefetch_count * self.max_message_bytes
@@ -268,8 +267,3 @@ def _from(config: str | None, secrets: str | None, arguments: list[str], program
         _cli_hide_none_type=True,
         _cli_avoid_json=True,
     )
-
-
-def max_block_bytes(budget: int) -> int:
-    """Return the largest block that fits a memory budget beside waiting bodies, in bytes."""
-    return (budget - budget // BODY_SHARE) // _BLOCK_COPIES
