@@ -140,7 +140,7 @@ class Assembler:
         box = delivery.layout.grid.box(index)
         nbytes = box.volume * delivery.layout.dtype.itemsize
         cached = self._stored.take(key)
-        if cached is None and not self._room_for(nbytes):
+        if not self._room_for(nbytes):
             return None
         if block is None:
             block = self._blocks[key] = Block(key, box, nbytes)

@@ -9,12 +9,14 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ByteSize
 
 from consumer.blocks import ArrayKey, DeliveryId, Write
 from consumer.broker import Delivery
@@ -31,6 +33,7 @@ from consumer.storage import Written
 
 UNTOUCHED = np.uint32(0xFFFFFFFF)
 _POSITION_BITS = 13
+_POSITION_MASK = (1 << _POSITION_BITS) - 1
 
 
 class Violation(AssertionError):
@@ -106,12 +109,12 @@ class World:
         self.prefetch = self.random.choice([4, 10, 30])
         self.settings = Settings.model_construct(
             output_root=Path("/nowhere"),
-            memory_budget_bytes=self._budget(),
+            memory_budget_bytes=ByteSize(self._budget()),
             prefetch_count=self.prefetch,
             idle_s=5.0,
             max_age_s=60.0,
             consumer_timeout_s=1800.0,
-            max_message_bytes=self._largest_body(),
+            max_message_bytes=ByteSize(self._largest_body()),
             max_open_arrays=self.random.choice([1, 3]),
             workers=self.random.choice([1, 2, 3]),
             retry_max_s=5.0,
@@ -317,17 +320,14 @@ class World:
 
     def _allowed(self, array: ModelArray, box: Box) -> npt.NDArray[np.bool_]:
         """Whether each voxel holds what one of its tiles put there, or was never to be touched."""
+        owned = self.owned[array.key]
         values = array.stored[box.slices]
         positions = _positions(array.layout.shape)[box.slices]
-        tile = values >> _POSITION_BITS
-        good = np.zeros(values.shape, bool)
-        for number, owned in self.owners[array.key].items():
-            inside = owned[box.slices]
-            good |= inside & (tile == number) & (values & (1 << _POSITION_BITS) - 1 == positions)
-        covered = np.zeros(values.shape, bool)
-        for owned in self.owners[array.key].values():
-            covered |= owned[box.slices]
-        return good | (~covered & (values == UNTOUCHED))
+        known = (values >> _POSITION_BITS <= self.tiles) & (values & _POSITION_MASK == positions)
+        tile = np.where(known, values >> _POSITION_BITS, 0)
+        covered: npt.NDArray[np.bool_] = np.any(owned, axis=0)
+        untouched = ~covered[positions] & (values == UNTOUCHED)
+        return np.asarray((known & owned[tile, positions]) | untouched, bool)
 
     def _budget(self) -> int:
         """Return a budget that holds the largest block and body, just so or with room."""
@@ -341,8 +341,9 @@ class World:
     # -- the messages ---------------------------------------------------------------------------
 
     def _messages(self) -> list[Published]:
-        self.owners: dict[ArrayKey, dict[int, npt.NDArray[np.bool_]]] = {
-            array.key: {} for array in self.arrays
+        # By tile number (0 is none) and position: whether the tile's crop covers the voxel.
+        self.owned = {
+            array.key: np.zeros((self.tiles + 1, array.stored.size), bool) for array in self.arrays
         }
         messages = [
             self._message(number, self.arrays[number % len(self.arrays)])
@@ -359,9 +360,7 @@ class World:
         start = [self.random.randint(0, n - k) for n, k in zip(shape, size, strict=True)]
         box = Box(tuple(start), tuple(a + k for a, k in zip(start, size, strict=True)))
         values = (np.uint32(number) << _POSITION_BITS) | _positions(shape)[box.slices]
-        owned = np.zeros(shape, bool)
-        owned[box.slices] = True
-        self.owners[array.key][number] = owned
+        self.owned[array.key][number, _positions(shape)[box.slices].ravel()] = True
         fields = {
             "store": array.key.store,
             "array": array.key.path,
@@ -410,6 +409,7 @@ def _array(chance: random.Random, number: int) -> ModelArray:
     return ModelArray(key, layout, np.full(shape, UNTOUCHED))
 
 
+@cache
 def _positions(shape: tuple[int, ...]) -> npt.NDArray[np.uint32]:
     return np.arange(int(np.prod(shape)), dtype=np.uint32).reshape(shape)
 
