@@ -125,7 +125,8 @@ class Settings(BaseSettings):
         description="Disk for bodies beyond the budget, in an unlinked file.",
     )
     scratch_folder: Path = Field(
-        Path(tempfile.gettempdir()), description="Folder of the scratch file; not a tmpfs."
+        default_factory=lambda: Path(tempfile.gettempdir()),
+        description="Folder of the scratch file, not a tmpfs; default: the temporary folder.",
     )
     workers: int = Field(
         default_factory=lambda: len(os.sched_getaffinity(0)),

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+_PORTS = (15_000, 32_000)
 _DEBIAN_SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 
 
@@ -37,10 +39,16 @@ def server_command() -> str:
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port of the loopback interface that nobody listens on.
+
+    From below the range that the kernel hands out to outgoing connections, so that none of those
+    takes it before its user does.
+    """
+    while True:
+        port = random.randrange(*_PORTS)  # noqa: S311 - only to stay out of each other's way
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class RabbitMQ:
@@ -150,6 +158,7 @@ class RabbitMQ:
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
             "RABBITMQ_PID_FILE": str(folder / "pid"),
+            "ERL_CRASH_DUMP": str(folder / "erl_crash.dump"),
             # Idle schedulers that spin would take the cores from the program under test.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
         }
