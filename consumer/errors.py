@@ -181,7 +181,7 @@ class UnusableRoot(StopError):
 
 
 _NEVER_WRITABLE_PATH = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
-_NOT_PERMITTED = {errno.EACCES, errno.EPERM}
+_NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def from_os_error(error: OSError, *, root_writable: bool) -> ConsumerError:
@@ -192,7 +192,7 @@ def from_os_error(error: OSError, *, root_writable: bool) -> ConsumerError:
     error : OSError
         As raised while reading or writing below the root.
     root_writable : bool
-        Whether the root itself passed its last probe write: a permission error is then this
+        Whether the root itself can be written at this moment: a permission error is then this
         store's own and final, otherwise the root's and transient.
     """
     what = f"{error.strerror or error} (errno {error.errno}) at {error.filename!r}"

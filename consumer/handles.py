@@ -121,11 +121,12 @@ class Handles:
         return self._closed(handle.key.store)
 
     def reopen(self, store: str) -> list[ArrayKey]:
-        """Close every array of a store that is gone, to be opened again; return their keys."""
+        """Have every array of a store that is gone opened again; return their keys."""
         arrays = [handle for handle in self if handle.key.store == store]
         for handle in arrays:
             handle.before, handle.array = handle.array or handle.before, None
-        self._stores.pop(store, None)
+        if store in self._stores:
+            self._stores[store].commit.forget_folders()
         return [handle.key for handle in arrays]
 
     def surplus(self, in_use: Callable[[ArrayKey], bool]) -> Iterator[Handle]:

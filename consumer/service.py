@@ -140,19 +140,20 @@ class Service:
         drained = self._flow.drained
         self._flow.close()
         self._broker.close()
-        self._turn_until(lambda: self._broker.closed, _CLOSE_S)
+        self._turn_until(lambda: self._broker.closed and self._storage.idle, _CLOSE_S)
         self._storage.close()
         self._scratch.close()
         server.shutdown()
         server.server_close()
         if self._error is not None:
             raise self._error
-        if drained:
-            return 0
-        log.error("the grace time ended before all was written; the broker delivers it again")
-        logging.shutdown()
-        # A worker that hangs on the disk would keep the interpreter from ending.
-        os._exit(1)
+        if not drained:
+            log.error("the grace time ended before all was written; the broker delivers it again")
+        if not self._storage.idle:
+            # A worker that hangs on the disk would keep the interpreter from ending.
+            logging.shutdown()
+            os._exit(int(not drained))
+        return int(not drained)
 
     def _turn_until(self, condition: Callable[[], bool], seconds: float) -> None:
         """Let the loop run on for a while."""

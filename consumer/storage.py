@@ -56,7 +56,13 @@ class Storage:
         self._settings = settings
         self._post = post
         self._workers = ThreadPoolExecutor(settings.workers + 1, thread_name_prefix="worker")
+        self._running = 0
         self.root_writable = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether no worker is at work, and every result has been passed on."""
+        return not self._running
 
     def open(
         self, store: Store | None, entry: ArrayEntry, block: int, done: Done[OpenArray]
@@ -100,25 +106,39 @@ class Storage:
         )
 
     def _run(self, work: Callable[[], Result], done: Done[Result]) -> None:
-        future = self._workers.submit(work)
+        self._running += 1
+        future = self._workers.submit(self._translated, work)
         future.add_done_callback(lambda ended: self._post(partial(self._ended, ended, done)))
 
     def _ended(self, ended: "Future[Result]", done: Done[Result]) -> None:
+        self._running -= 1
         error = ended.exception()
         if error is None:
             done(ended.result(), None)
         else:
-            done(None, self._translated(error))
+            assert isinstance(error, ConsumerError)
+            done(None, error)
 
-    def _translated(self, error: BaseException) -> ConsumerError:
-        if isinstance(error, ConsumerError):
-            return error
-        if isinstance(error, OSError):
-            return from_os_error(error, root_writable=self.root_writable)
-        if isinstance(error, MemoryError):
-            return StorageFault(f"out of memory: {error}")
-        log.error("unexpected error in a worker", exc_info=error)
-        return Unexpected(f"{type(error).__name__}: {error}")
+    def _translated(self, work: Callable[[], Result]) -> Result:
+        try:
+            return work()
+        except ConsumerError:
+            raise
+        except OSError as error:
+            raise from_os_error(error, root_writable=self._root_is_writable()) from error
+        except MemoryError as error:
+            raise StorageFault(f"out of memory: {error}") from error
+        except Exception as error:
+            log.exception("unexpected error in a worker")
+            raise Unexpected(f"{type(error).__name__}: {error}") from error
+
+    def _root_is_writable(self) -> bool:
+        """Look now: what the last probe saw may be what has just changed."""
+        try:
+            probe(self._settings.output_root)
+        except OSError:
+            return False
+        return True
 
 
 def write_block(array: OpenArray, write: Write) -> Written:
