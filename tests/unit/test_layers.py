@@ -1,0 +1,60 @@
+"""Who may import what."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "consumer"
+PURE = ("assembler", "blocks", "budget", "coverage", "placement", "stored")
+
+
+def _imports(module: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def _importers(library: str) -> set[str]:
+    return {
+        module.stem
+        for module in PACKAGE.glob("*.py")
+        if any(name.split(".")[0] == library for name in _imports(module))
+    }
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        pytest.param("pika", {"broker", "connection", "topology"}, id="pika"),
+        pytest.param("zarr", {"arrays", "encoder"}, id="zarr"),
+        pytest.param("prometheus_client", {"metrics", "health"}, id="prometheus_client"),
+    ],
+)
+def test_a_library_is_imported_in_its_own_modules_only(library: str, allowed: set[str]) -> None:
+    assert _importers(library) == allowed
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_the_core_does_no_io_and_reads_no_clock(name: str) -> None:
+    forbidden = {"pika", "zarr", "time", "os", "pathlib", "threading", "logging", "asyncio"}
+    tops = {imported.split(".")[0] for imported in _imports(PACKAGE / f"{name}.py")}
+    assert tops & forbidden == set()
+
+
+def test_what_a_producer_imports_loads_nothing_of_the_service() -> None:
+    program = (
+        "import sys, consumer.message\n"
+        "service = {'zarr', 'prometheus_client', 'pydantic_settings', 'pythonjsonlogger'}\n"
+        "print(sorted(service & set(sys.modules)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"
