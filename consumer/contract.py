@@ -6,7 +6,7 @@ bad tile fails in the producer with the words that the consumer would park it wi
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -304,8 +304,9 @@ def parse(text: str | bytes) -> TilesEntry:
 def build(fields: Mapping[str, Any]) -> TilesEntry:
     """Return the entry of plain Python values, validated as its JSON would be."""
     try:
-        text = json.dumps(fields, allow_nan=False, default=_plain)
-    except (TypeError, ValueError) as error:
+        # A NaN gets as far as the models, so that it is refused in their words.
+        text = json.dumps(fields, default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidMessage(f"not expressible as JSON: {error}") from None
     return parse(text)
 
@@ -318,15 +319,17 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} is a {type(value).__name__}")
 
 
-def reason_of(error: ValidationError) -> str:
-    """Return one line that names the first failing field, its value and how many more fail."""
+def reason_of(error: ValidationError, *, secret: Collection[str] = ()) -> str:
+    """Return one line that names the first failing field, its value and how many more fail.
+
+    The values of fields in `secret` are not shown.
+    """
     first, *others = error.errors(include_url=False)
     where = ".".join(str(part) for part in first["loc"])
     given = first.get("input")
     # Whole objects are not shown: among settings they hold the password.
-    shown = (
-        "" if isinstance(given, dict) or first["type"] == "missing" else f" (got {_shown(given)})"
-    )
+    hidden = isinstance(given, dict) or first["type"] == "missing" or where in secret
+    shown = "" if hidden else f" (got {_shown(given)})"
     more = f"; and {len(others)} more" if others else ""
     what = first["msg"].removeprefix("Value error, ")
     return f"{where + ': ' if where else ''}{what}{shown}{more}"

@@ -35,6 +35,8 @@ import errno
 from enum import StrEnum
 from typing import ClassVar
 
+_LONGEST = 600
+
 
 class Disposition(StrEnum):
     """What becomes of the deliveries that an error concerns."""
@@ -46,9 +48,15 @@ class Disposition(StrEnum):
 
 
 class ConsumerError(Exception):
-    """Base of all errors that the consumer raises on purpose."""
+    """Base of all errors that the consumer raises on purpose.
+
+    Their texts quote what strangers sent, so each is made one line of bounded length here.
+    """
 
     disposition: ClassVar[Disposition]
+
+    def __init__(self, text: str) -> None:
+        super().__init__(_one_short_line(text))
 
 
 class ParkError(ConsumerError):
@@ -178,6 +186,14 @@ class UnusableSettings(StopError):
 
 class UnusableRoot(StopError):
     """The output root cannot be written."""
+
+
+def _one_short_line(text: str) -> str:
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if len(line) <= _LONGEST:
+        return line
+    # What was wrong stands first, what would be right last.
+    return f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
 
 
 _NEVER_WRITABLE_PATH = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EISDIR}

@@ -60,6 +60,8 @@ def check_array_path(path: str) -> str:
 def _segments(name: str, what: str, limit: int) -> list[str]:
     if not name:
         raise UnsafePath(f"{what} '' is empty")
+    if any(unicodedata.category(character) == "Cs" for character in name):
+        raise UnsafePath(f"{what} {_shown(name)} has a lone surrogate; it must be valid Unicode")
     if len(name.encode()) > limit:
         raise UnsafePath(f"{what} {_shown(name)} is longer than {limit} bytes")
     if not unicodedata.is_normalized("NFC", name):

@@ -40,6 +40,8 @@ from consumer.placement import stitched_box
 
 MAX_MESSAGE_BYTES = 16 << 20
 _METADATA_KEY = "tiles"
+# What RFC 8878 has every decoder support; a larger window would be memory beyond the budget.
+_MAX_WINDOW_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def encode(
     *,
     compress: bool = False,
     checksum: bool = False,
+    max_bytes: int = MAX_MESSAGE_BYTES,
 ) -> Encoded:
     """Return the message of one array's tiles.
 
@@ -101,6 +104,8 @@ def encode(
         Compress the whole body with zstd.
     checksum : bool
         Add the body's CRC-32C.
+    max_bytes : int
+        The most that the body may have; the consumer's setting.
 
     Raises
     ------
@@ -108,9 +113,11 @@ def encode(
         As the consumer would park it with.
     """
     entry = build(fields)
-    _tiles(entry, arrays)
     text = entry.model_dump_json(exclude_defaults=True)
     body = tensors.write(arrays, {_METADATA_KEY: text})
+    if len(body) > max_bytes:
+        raise TooLarge(_too_large(len(body), max_bytes))
+    _tiles(entry, arrays)
     if compress:
         body = zstandard.ZstdCompressor().compress(body)
     headers = {CHECKSUM_HEADER: google_crc32c.value(body)} if checksum else {}
@@ -213,23 +220,32 @@ def _check_checksum(headers: Mapping[str, Any], body: bytes) -> None:
 
 
 def _decompressed(body: bytes, max_bytes: int) -> bytes:
-    library = zstandard.ZstdDecompressor(max_window_size=_window(max_bytes))
     try:
         size = zstandard.get_frame_parameters(body).content_size
-        plain = b""
         if size == zstandard.CONTENTSIZE_UNKNOWN:
-            plain = library.stream_reader(body).read(max_bytes + 1)
-            size = len(plain)
+            return _decompressed_stream(body, max_bytes)
         # The library allocates the size that a frame claims, so the claim is checked first.
         if size > max_bytes:
             raise TooLarge(f"decompressed {_too_large(size, max_bytes)}")
-        return plain if plain else library.decompress(body, allow_extra_data=False)
+        return zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Undecodable(f"the body is not zstd: {error}") from None
 
 
-def _window(max_bytes: int) -> int:
-    return max(1 << 10, 1 << (max_bytes - 1).bit_length())
+def _decompressed_stream(body: bytes, max_bytes: int) -> bytes:
+    """Decompress a frame that does not say its size: first how much comes out, then all of it."""
+    library = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+    with library.stream_reader(body) as reader:
+        size = 0
+        while part := reader.read(1 << 20):
+            size += len(part)
+            if size > max_bytes:
+                raise TooLarge(f"decompressed {_too_large(size, max_bytes)}")
+    frame = library.decompressobj()
+    plain = frame.decompress(body)
+    if not frame.eof or frame.unused_data:
+        raise Undecodable("the body is not exactly one zstd frame")
+    return plain
 
 
 def _too_large(size: int, limit: int) -> str:

@@ -5,8 +5,10 @@ From, in this order: flags, environment (`TILES_…`), secrets folder, file (TOM
 
 import argparse
 import os
+import re
 import socket
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -29,6 +31,10 @@ from consumer.message import MAX_MESSAGE_BYTES
 ENV_PREFIX = "TILES_"
 # Half of the bodies' share takes the largest body, the other half its decompressed form.
 _MESSAGE_SHARE = 2 * BODY_SHARE
+_SECRET = ("password", "hosts")
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%\w+)?)\]|([A-Za-z0-9._-]+))(?::([0-9]{1,5}))?")
+
+Seconds = Annotated[float, Field(gt=0, le=7 * 86400, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -67,15 +73,18 @@ class Settings(BaseSettings):
     )
     tls_key_file: Path | None = Field(None, description="PEM file of the client certificate's key.")
     heartbeat_s: int = Field(60, ge=1, le=3600, description="AMQP heartbeat, seconds.")
-    reconnect_min_s: float = Field(
-        0.5, gt=0, le=60, description="First wait before connecting again, seconds; doubles."
+    reconnect_min_s: Seconds = Field(
+        0.5, description="First wait before connecting again, seconds; doubles."
     )
-    reconnect_max_s: float = Field(
-        30.0, gt=0, le=600, description="Longest wait before connecting again, seconds."
+    reconnect_max_s: Seconds = Field(
+        30.0, description="Longest wait before connecting again, seconds."
     )
 
     topology_prefix: str = Field(
-        "tiles", min_length=1, max_length=64, description="First part of exchange and queue names."
+        "tiles",
+        max_length=64,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="First part of exchange and queue names.",
     )
     declare_topology: bool = Field(
         True, description="Declare exchanges and queues; false: only check that they are there."
@@ -91,19 +100,17 @@ class Settings(BaseSettings):
     prefetch_count: int = Field(
         1000, ge=1, le=65535, description="Deliveries held at once, unacknowledged."
     )
-    consumer_timeout_s: float = Field(
-        1800.0, gt=0, description="The broker's consumer_timeout, seconds."
+    consumer_timeout_s: Seconds = Field(
+        1800.0, description="The broker's consumer_timeout, seconds."
     )
 
-    max_age_s: float = Field(
+    max_age_s: Seconds = Field(
         300.0,
-        gt=0,
         description="A block is written before its oldest delivery is older, seconds; "
         "below a third of consumer_timeout_s.",
     )
-    idle_s: float = Field(
+    idle_s: Seconds = Field(
         5.0,
-        gt=0,
         description="An array's blocks are written when no tile came for so long, seconds, or "
         "three times the gap between its tiles if that is longer.",
     )
@@ -111,6 +118,7 @@ class Settings(BaseSettings):
     max_message_bytes: ByteSize = Field(
         ByteSize(MAX_MESSAGE_BYTES),
         ge=1 << 10,
+        le=512 << 20,
         description="Largest body, as sent and decompressed.",
     )
     memory_budget_bytes: ByteSize = Field(
@@ -140,14 +148,14 @@ class Settings(BaseSettings):
     )
     file_mode: int = Field(0o644, ge=0, le=0o777, description="Mode of files, an integer.")
     folder_mode: int = Field(0o755, ge=0, le=0o777, description="Mode of folders, an integer.")
-    retry_max_s: float = Field(
-        30.0, gt=0, description="Longest wait before a failed write is tried again, seconds."
+    retry_max_s: Seconds = Field(
+        30.0, description="Longest wait before a failed write is tried again, seconds."
     )
-    probe_interval_s: float = Field(
-        10.0, gt=0, description="Time between probe writes of the output root, seconds."
+    probe_interval_s: Seconds = Field(
+        10.0, description="Time between probe writes of the output root, seconds."
     )
-    grace_s: float = Field(
-        25.0, gt=0, description="Time to flush after SIGTERM, seconds; below the pod's."
+    grace_s: Seconds = Field(
+        25.0, description="Time to flush after SIGTERM, seconds; below the pod's."
     )
 
     http_host: str = Field("0.0.0.0", description="Address of the health and metrics server.")  # noqa: S104 - a pod's probes come from outside it
@@ -176,10 +184,28 @@ class Settings(BaseSettings):
             address(host)
         return hosts
 
+    @field_validator("topology_prefix")
+    @classmethod
+    def _prefix_is_free(cls, prefix: str) -> str:
+        if prefix.partition(".")[0] == "amq":
+            raise ValueError("RabbitMQ keeps names that start with amq. to itself")
+        return prefix
+
+    @field_validator("output_root", mode="before")
+    @classmethod
+    def _root_is_named(cls, value: Any) -> Any:
+        if value == "":
+            raise ValueError("is empty; name a folder")
+        return value
+
     @field_validator("file_mode", "folder_mode", mode="before")
     @classmethod
     def _modes_are_octal(cls, value: Any) -> Any:
-        return int(value, 8) if isinstance(value, str) and value.startswith("0") else value
+        if not isinstance(value, str):
+            return value
+        if re.fullmatch("0o?[0-7]{3,4}", value) is None:
+            raise ValueError("give the mode in octal with a leading zero, e.g. 0640")
+        return int(value.replace("o", ""), 8)
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -201,11 +227,26 @@ class Settings(BaseSettings):
                 f"{self.memory_budget_bytes} plus scratch_bytes {self.scratch_bytes}; lower the "
                 "first two or raise the last two"
             )
+        if self.reconnect_min_s > self.reconnect_max_s:
+            raise ValueError(
+                f"reconnect_min_s {self.reconnect_min_s:g} is above reconnect_max_s "
+                f"{self.reconnect_max_s:g}"
+            )
+        self._check_modes()
+        self._check_tls()
+        return self
+
+    def _check_modes(self) -> None:
+        for name, needed in (("file_mode", 0o400), ("folder_mode", 0o700)):
+            mode = getattr(self, name)
+            if mode & needed != needed:
+                raise ValueError(f"{name} 0{mode:03o} must let the owner in: at least 0{needed:o}")
+
+    def _check_tls(self) -> None:
         if (self.tls_certificate_file is None) != (self.tls_key_file is None):
             raise ValueError("tls_certificate_file and tls_key_file go together")
         if not self.tls and (self.tls_ca_file or self.tls_certificate_file):
             raise ValueError("tls_ca_file and tls_certificate_file need tls = true")
-        return self
 
     @classmethod
     def settings_customise_sources(
@@ -223,12 +264,12 @@ class Settings(BaseSettings):
 
 def address(host: str) -> tuple[str, int | None]:
     """Return the name and port of `host[:port]`; an IPv6 address stands in brackets."""
-    name, _, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
-    if not name:
-        name, port = host, ""
-    if not name or (port and not port.isdecimal()) or (":" in name and not name.startswith("[")):
-        raise ValueError(f"{host!r} is not host or host:port")
-    return name.strip("[]"), int(port) if port else None
+    found = _ADDRESS.fullmatch(host)
+    port = int(found[3]) if found and found[3] else None
+    if found is None or (port is not None and not 1 <= port <= 65535):
+        # What stands before an @ is a user and a password.
+        raise ValueError(f"{host.rpartition('@')[2]!r} is not host or host:port")
+    return found[1] or found[2], port
 
 
 def load(arguments: Sequence[str], program: str = "consumer run") -> Settings:
@@ -248,11 +289,18 @@ def load(arguments: Sequence[str], program: str = "consumer run") -> Settings:
     if found.secrets_folder and not Path(found.secrets_folder).is_dir():
         raise UnusableSettings(f"secrets_folder: there is no folder {found.secrets_folder}")
     try:
-        return _from(found.config_file, found.secrets_folder, list(arguments), program)
+        settings = _from(found.config_file, found.secrets_folder, list(arguments), program)
     except ValidationError as error:
-        raise UnusableSettings(f"{reason_of(error)}; see {program} --help") from None
-    except (SettingsError, ValueError) as error:
-        raise UnusableSettings(str(error)) from None
+        reason = reason_of(error, secret=_SECRET)
+        raise UnusableSettings(f"{reason}; see {program} --help") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UnusableSettings(f"config_file {found.config_file} is not TOML: {error}") from None
+    except (SettingsError, ValueError, OSError) as error:
+        raise UnusableSettings(f"{error}; see {program} --help") from None
+    for name in ("config_file", "secrets_folder"):
+        if getattr(settings, name) and not getattr(found, name):
+            raise UnusableSettings(f"{name}: name it by flag or environment, not in the file")
+    return settings
 
 
 def _from(config: str | None, secrets: str | None, arguments: list[str], program: str) -> Settings:
@@ -267,4 +315,5 @@ def _from(config: str | None, secrets: str | None, arguments: list[str], program
         _cli_implicit_flags=True,
         _cli_hide_none_type=True,
         _cli_avoid_json=True,
+        _cli_exit_on_error=False,
     )

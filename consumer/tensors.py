@@ -36,9 +36,20 @@ _DTYPES = {
 
 
 def write(tensors: Sequence[npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
-    """Return a document of the tensors `"0"` … `"N-1"` and string metadata."""
-    named = {str(i): np.ascontiguousarray(tensor) for i, tensor in enumerate(tensors)}
-    return bytes(save(named, dict(metadata)))
+    """Return a document of the tensors `"0"` … `"N-1"` and string metadata.
+
+    Raises
+    ------
+    Undecodable, TooLarge
+        Where `read` would not take it.
+    """
+    named = {str(i): _little(tensor) for i, tensor in enumerate(tensors)}
+    try:
+        body = bytes(save(named, dict(metadata)))
+    except Exception as error:  # the library's own errors have no common class
+        raise Undecodable(f"safetensors cannot hold these tensors: {error}") from None
+    read(body)
+    return body
 
 
 def read(body: bytes) -> tuple[list[npt.NDArray[Any]], dict[str, str]]:
@@ -61,7 +72,8 @@ def read(body: bytes) -> tuple[list[npt.NDArray[Any]], dict[str, str]]:
         )
     if header_bytes > MAX_HEADER_BYTES:
         raise TooLarge(
-            f"the safetensors header has {header_bytes} bytes; at most {MAX_HEADER_BYTES} are read"
+            f"the safetensors header has {header_bytes} bytes; at most {MAX_HEADER_BYTES} are "
+            "read; send fewer tiles in one message"
         )
     header = _parsed(body[_LENGTH_BYTES:data_start])
     metadata = _metadata(header.pop(_METADATA, {}))
@@ -71,6 +83,10 @@ def read(body: bytes) -> tuple[list[npt.NDArray[Any]], dict[str, str]]:
 
 
 _Span = tuple[np.dtype[Any], tuple[int, ...], int, int]
+
+
+def _little(tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
@@ -158,6 +174,8 @@ def _view(
     stop: int,
 ) -> npt.NDArray[Any]:
     count = (stop - start) // dtype.itemsize
+    if dtype.kind == "b" and np.frombuffer(body, np.uint8, count, data_start + start).max() > 1:
+        raise Undecodable("a tensor of dtype BOOL holds a byte that is neither 0 nor 1")
     return np.frombuffer(body, dtype, count, data_start + start).reshape(shape)
 
 
