@@ -1,0 +1,33 @@
+# The same few commands for people and for CI. Each starts from nothing and is quick the second time.
+PYTHON ?= python3
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint requirements clean
+
+help: ## List these commands.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Run the demo with a RabbitMQ of its own; ARGS="--help" lists its options.
+	@deploy/scripts/setup-python .venv demo $(PYTHON)
+	@$(if $(findstring --broker,$(ARGS)),,deploy/scripts/setup-rabbitmq)
+	@.venv/bin/python -m consumer.demo $(ARGS)
+
+test: ## Run all tests, and on Python 3.13, where there is one, those that need no broker.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	@deploy/scripts/setup-rabbitmq || [ -z "$${CI:-}" ]
+	.venv/bin/python -m pytest
+	@deploy/scripts/test-on 3.13 tests/unit tests/simulation
+
+lint: ## Check style and types.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
+
+requirements: ## Pin anew what the images install.
+	deploy/scripts/compile-requirements $(PYTHON)
+
+clean: ## Remove what these commands made, but no results.
+	rm -rf .venv .venv-3.13 .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find consumer tests -name __pycache__ -prune -exec rm -rf {} +
