@@ -5,7 +5,7 @@ Metadata is written through the same commit as blocks.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,8 @@ from consumer.commit import Commit, refuse_links
 from consumer.contract import ArrayEntry, Codec, as_scalar
 from consumer.coverage import Box, Coverage
 from consumer.encoder import AnyArray, Objects, encode
-from consumer.errors import ArrayMismatch, DamagedBlock, TooLarge
+from consumer.errors import ArrayMismatch, DamagedBlock, InvalidMessage, TooLarge
+from consumer.message import Kind, check_kinds
 from consumer.placement import Layout, automatic_chunks, automatic_shards
 
 if TYPE_CHECKING:
@@ -110,21 +111,36 @@ def open_store(root: Path, key: str, *, file_mode: int, folder_mode: int) -> Sto
 
 
 def open_array(
-    store: Store, entry: ArrayEntry, *, write_empty_chunks: bool, max_block_bytes: int
+    store: Store,
+    entry: ArrayEntry,
+    kinds: Sequence[Kind],
+    *,
+    write_empty_chunks: bool,
+    max_block_bytes: int,
 ) -> OpenArray:
     """Return the array that a message names, created with its groups where it does not exist.
+
+    Parameters
+    ----------
+    kinds : sequence of Kind
+        What the message's tiles hold: no array is created that could not take them.
+    max_block_bytes : int
+        The largest block that fits the memory budget.
 
     Raises
     ------
     ArrayMismatch
         Where a group, another array or foreign files stand in the way.
     TooLarge
-        Where one block needs more memory than `max_block_bytes`.
+        Where one block is larger than `max_block_bytes`.
+    UnsafeCast
+        Where a created array could not take the tiles' values.
     """
     refuse_links(_between(store.path, store.path / entry.array))
     if not _node(store, entry.array):
         layout = _new_layout(entry)
         _check_block(store, entry, layout, max_block_bytes)
+        check_kinds(kinds, layout.dtype)
         _create(store, entry, layout, _missing_groups(store, entry.array))
     array = _opened(store, entry.array, write_empty_chunks)
     layout = _stored_layout(store, entry, array)
@@ -204,7 +220,7 @@ def _new_layout(entry: ArrayEntry) -> Layout:
     if shards == "auto":
         shards = automatic_shards(entry.axes, entry.shape, chunks, dtype.itemsize)
     if shards and any(shard % chunk for shard, chunk in zip(shards, chunks, strict=True)):
-        raise ArrayMismatch(
+        raise InvalidMessage(
             f"shards {_shown(shards)} must be whole multiples of the automatic chunks "
             f"{_shown(chunks)}; give chunks too"
         )

@@ -28,6 +28,7 @@ from consumer.topology import Topology, establish
 # The owning thread's loop, which both connections share.
 Loop: TypeAlias = IOLoop
 _FRAME_OVERHEAD = 20
+_MAX_HEADER_DEPTH = 100
 _PARKING_WINDOW_BYTES = 16 << 20
 _PARKING_WINDOW = 100
 
@@ -210,20 +211,19 @@ class Broker:
         self._consuming.works()
         log.info("subscribed", extra={"queue": self._topology.partition.name, "consumer_tag": tag})
 
-    def _on_message(self, channel: Channel, method: Any, properties: Any, body: bytes) -> None:
-        if channel is not self._channel or self._receiver is None or self._giving_up:
+    def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        receiver = self._receiver
+        if self._channel is not channel or receiver is None or self._giving_up:
             return
         identity = DeliveryId(self._channel_number, method.delivery_tag)
-        headers = properties.headers or {}
-        envelope = Envelope(
-            routing_key=_text(method.routing_key) or "",
-            type=_text(properties.type),
-            content_type=_text(properties.content_type),
-            content_encoding=_text(properties.content_encoding),
-            headers=headers,
-        )
-        count = headers.get("x-delivery-count", int(method.redelivered))
-        self._receiver.deliver(Delivery(identity, envelope, properties, count), body)
+        try:
+            delivery = _delivery(identity, method, properties)
+        except Exception:
+            # Raised into pika, it would cost the connection, and again after each redelivery.
+            log.exception("a delivery cannot be understood; rejecting it to the parking queue")
+            channel.basic_reject(identity.tag, requeue=False)
+            return
+        receiver.deliver(delivery, body)
 
     def _lost(self) -> None:
         had_channel, self._giving_up = self._channel is not None, False
@@ -233,7 +233,8 @@ class Broker:
             self._receiver.channel_lost()
 
     def _republishable(self, delivery: Delivery, error: ParkError) -> Any:
-        if UNREADABLE_HEADERS in delivery.envelope.headers:
+        headers = delivery.envelope.headers
+        if UNREADABLE_HEADERS in headers or not _is_flat(headers):
             return None
         try:
             properties = pika.BasicProperties(
@@ -347,6 +348,31 @@ class _Parking:
         )
         self.metrics.retries.labels(operation="park").inc()
         self.loop.call_later(self.settings.reconnect_max_s / 4, lambda: self.publish(parked))
+
+
+def _delivery(identity: DeliveryId, method: Any, properties: Any) -> Delivery:
+    headers = properties.headers or {}
+    envelope = Envelope(
+        routing_key=_text(method.routing_key) or "",
+        type=_text(properties.type),
+        content_type=_text(properties.content_type),
+        content_encoding=_text(properties.content_encoding),
+        headers=headers,
+    )
+    counted = headers.get("x-delivery-count")
+    count = counted if isinstance(counted, int) else int(method.redelivered)
+    return Delivery(identity, envelope, properties, count)
+
+
+def _is_flat(headers: Any) -> bool:
+    """Whether header tables and lists are nested little enough for pika's recursive encoder."""
+    level = [headers]
+    for _ in range(_MAX_HEADER_DEPTH):
+        nested = [v for v in level if isinstance(v, dict | list)]
+        if not nested:
+            return True
+        level = [x for v in nested for x in (v.values() if isinstance(v, dict) else v)]
+    return False
 
 
 def _text(value: Any) -> str | None:

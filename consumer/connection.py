@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pika
+import pika.data
 from pika.adapters.select_connection import IOLoop, SelectConnection
 from pika.adapters.utils import io_services_utils
 from pika.channel import Channel
@@ -122,7 +123,7 @@ class Connection:
             extra={
                 "purpose": self._purpose,
                 "hosts": settings.hosts,
-                "error": f"{type(error).__name__}: {error}",
+                "error": _cause(error),
                 "wait_s": round(wait, 2),
             },
         )
@@ -166,16 +167,19 @@ def _close(connection: SelectConnection | None) -> None:
 def prepare_pika() -> None:
     """Read more than pika's 4 KiB at a time, and outlive headers that it cannot decode.
 
-    Both reach into pika, so a test notices when it changes. Header tables may hold a value that
-    pika raises on (a timestamp beyond the year 9999, a double that is not a number): out of the
-    connection's own callback, which would end the connection, and again after each redelivery.
+    All of this reaches into pika, so a test notices when it changes. Header tables may hold a value
+    that pika raises on (a timestamp beyond the year 9999), out of the connection's own callback,
+    which would end the connection, and again after each redelivery. And it cuts floating-point
+    values to whole numbers, so that a parked copy would not be what was sent.
     """
     transport = io_services_utils._AsyncTransportBase  # noqa: SLF001
     transport._MAX_RECV_BYTES = max(transport._MAX_RECV_BYTES, RECEIVE_BYTES)  # noqa: SLF001
-    decode = pika.BasicProperties.decode
-    if getattr(decode, "lenient", False):
-        return
+    if not hasattr(pika.BasicProperties.decode, "lenient"):
+        pika.BasicProperties.decode = _lenient(pika.BasicProperties.decode)
+        pika.data.long = _number(pika.data.long)
 
+
+def _lenient(decode: Callable[..., Any]) -> Callable[..., Any]:
     def lenient(self: Any, encoded: bytes, offset: int = 0) -> Any:
         try:
             return decode(self, encoded, offset)
@@ -185,4 +189,22 @@ def prepare_pika() -> None:
             return self
 
     lenient.lenient = True  # type: ignore[attr-defined]
-    pika.BasicProperties.decode = lenient
+    return lenient
+
+
+def _number(long: type) -> type:
+    """Return pika's class of wide integers, which leaves floating-point values as they are."""
+
+    class Number(long):  # type: ignore[misc]  # pika is not typed
+        def __new__(cls, value: Any) -> Any:
+            return value if isinstance(value, float) else super().__new__(cls, value)
+
+    return Number
+
+
+def _cause(error: BaseException) -> str:
+    """Return what is behind pika's summary of several attempts."""
+    attempts = getattr(error, "exceptions", None)
+    cause = attempts[-1] if attempts else error
+    inner = getattr(cause, "exception", None) or cause
+    return f"{type(inner).__name__}: {inner}"

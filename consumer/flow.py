@@ -25,7 +25,7 @@ from consumer.errors import (
 )
 from consumer.handles import Handle, Handles
 from consumer.inbox import Held, Inbox
-from consumer.message import Message, check_values, decode
+from consumer.message import Message, check_kinds, decode
 from consumer.metrics import Metrics
 from consumer.scratch import Scratch
 from consumer.settings import Settings
@@ -128,14 +128,16 @@ class Flow:
             self._again = True
             return
         self._advancing = self._again = True
-        while self._again:
-            self._again = False
-            if not self._draining:
-                self._take_in()
-                self._inbox.load()
-            self._open_arrays()
-            self._start_writes()
-        self._advancing = False
+        try:
+            while self._again:
+                self._again = False
+                if not self._draining:
+                    self._take_in()
+                    self._inbox.load()
+                self._open_arrays()
+                self._start_writes()
+        finally:
+            self._advancing = False
 
     def tick(self) -> None:
         """Do what only time brings about; call it a few times a second."""
@@ -225,7 +227,7 @@ class Flow:
     def _check(self, handle: Handle, array: OpenArray, message: Message) -> None:
         array.check(message.entry)
         if message.entry.dtype is None:
-            check_values(message.tiles, array.layout.dtype)
+            check_kinds(message.kinds, array.layout.dtype)
         if self._condemned:
             grid = array.layout.grid
             for tile in message.tiles:
@@ -242,7 +244,7 @@ class Flow:
         for handle in self._handles.to_open(lambda handle: self._wanted(handle, now)):
             self._storage.open(
                 self._handles.store(handle.key.store),
-                handle.opening_entry,
+                handle.opening,
                 max_block_bytes(self.budget.limit),
                 partial(self._opened, handle),
             )

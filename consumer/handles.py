@@ -12,6 +12,7 @@ from consumer.blocks import ArrayKey
 from consumer.contract import ArrayEntry
 from consumer.errors import RunConflict, SourceConflict
 from consumer.inbox import Held
+from consumer.message import Kind
 
 
 @dataclass(eq=False, slots=True)
@@ -37,10 +38,10 @@ class Handle:
     run: str | None = None
 
     @property
-    def opening_entry(self) -> ArrayEntry:
-        """What to open the array with: the first waiting message's word, or that of the last."""
-        first = self.waiting[0].entry if self.waiting else None
-        return first or self.entry
+    def opening(self) -> tuple[ArrayEntry, tuple[Kind, ...]]:
+        """What to open it with: what the first message that waits says, and what it holds."""
+        first = self.waiting[0] if self.waiting else None
+        return (first.entry, first.kinds) if first and first.entry else (self.entry, ())
 
     def claim(self, entry: ArrayEntry) -> None:
         """Bind the array to the message's source and run, or refuse a second one.

@@ -10,7 +10,7 @@ from consumer.broker import Delivery
 from consumer.budget import Budget
 from consumer.contract import TilesEntry
 from consumer.errors import BrokerLost
-from consumer.message import Message
+from consumer.message import Kind, Message
 from consumer.scratch import Scratch, ScratchFull
 
 # Bodies handed to the scratch thread and not yet in the file; and how long to wait for that, well
@@ -32,7 +32,7 @@ class Held:
         None while it is in the scratch file, and once its tiles are placed.
     nbytes : int
         What it holds of the budget as `bodies`.
-    message, entry
+    message, entry, kinds
         What the body says, once decoded; the message itself is forgotten while an array is opened
         if it takes more memory than the body.
     placing : bool
@@ -45,6 +45,7 @@ class Held:
     nbytes: int = 0
     message: Message | None = None
     entry: TilesEntry | None = None
+    kinds: tuple[Kind, ...] = ()
     sent_ms: int | None = None
     placing: bool = False
 
@@ -116,7 +117,8 @@ class Inbox:
 
     def note_decoded(self, held: Held, message: Message) -> None:
         """Take note of what a body says; decompressed, it takes memory of its own."""
-        held.message, held.entry, held.sent_ms = message, message.entry, message.entry.sent_ms
+        held.message, held.entry, held.kinds = message, message.entry, message.kinds
+        held.sent_ms = message.entry.sent_ms
         if held.delivery.envelope.content_encoding:
             self.count(held, message.nbytes)
 
@@ -129,7 +131,7 @@ class Inbox:
     def release(self, held: Held) -> None:
         """Let go of a delivery's body."""
         self._budget.give("bodies", held.nbytes)
-        held.body, held.message, held.entry, held.nbytes = None, None, None, 0
+        held.body, held.message, held.entry, held.kinds, held.nbytes = None, None, None, (), 0
 
     def head(self) -> Held | None:
         """Return the delivery to be placed next, if its body is in memory."""

@@ -6,7 +6,7 @@ left to `consumer.arrays`. Nothing is placed before every tile of a message has 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import google_crc32c
 import numpy as np
@@ -66,6 +66,10 @@ class Tile:
     values: npt.NDArray[Any] | Scalar
 
 
+# What a tile holds: the dtype of its tensor, or the value that fills it.
+Kind: TypeAlias = np.dtype[Any] | Scalar
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """A decoded message. `nbytes` is what its tiles keep in memory."""
@@ -73,6 +77,11 @@ class Message:
     entry: TilesEntry
     tiles: tuple[Tile, ...]
     nbytes: int
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What each tile holds."""
+        return _kinds(self.tiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,24 +174,24 @@ def decode(envelope: Envelope, body: bytes, *, max_bytes: int = MAX_MESSAGE_BYTE
     return Message(entry, _tiles(entry, arrays), len(body))
 
 
-def check_values(tiles: Sequence[Tile], dtype: np.dtype[Any]) -> None:
-    """Check that every tile's values may be stored as `dtype`.
+def check_kinds(kinds: Sequence[Kind], dtype: np.dtype[Any]) -> None:
+    """Check that tiles which hold `kinds` may be stored as `dtype`.
 
     Raises
     ------
     UnsafeCast
         With the index of the first tile that may not.
     """
-    for index, tile in enumerate(tiles):
-        if isinstance(tile.values, np.ndarray):
-            if not _castable(tile.values.dtype, dtype):
+    for index, kind in enumerate(kinds):
+        if isinstance(kind, np.dtype):
+            if not _castable(kind, dtype):
                 raise UnsafeCast(
-                    f"tile {index}: {tile.values.dtype} cannot be stored as {dtype} without loss; "
+                    f"tile {index}: {kind} cannot be stored as {dtype} without loss; "
                     "cast it before publishing"
                 )
             continue
         try:
-            as_scalar(tile.values, dtype, "fill")
+            as_scalar(kind, dtype, "fill")
         except ValueError as error:
             raise UnsafeCast(f"tile {index}: {error}") from None
 
@@ -267,8 +276,14 @@ def _tiles(entry: TilesEntry, arrays: Sequence[npt.NDArray[Any]]) -> tuple[Tile,
         for index, tile in enumerate(entry.tiles)
     )
     if entry.dtype is not None:
-        check_values(tiles, np.dtype(entry.dtype))
+        check_kinds(_kinds(tiles), np.dtype(entry.dtype))
     return tiles
+
+
+def _kinds(tiles: Sequence[Tile]) -> tuple[Kind, ...]:
+    return tuple(
+        tile.values.dtype if isinstance(tile.values, np.ndarray) else tile.values for tile in tiles
+    )
 
 
 def _tile(entry: TilesEntry, index: int, tile: TileEntry, tensor: npt.NDArray[Any] | None) -> Tile:

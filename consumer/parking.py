@@ -49,7 +49,7 @@ def _foreign(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in headers.items()
-        if not name.startswith(HEADER_PREFIX) and name != "x-delivery-count"
+        if not str(name).startswith(HEADER_PREFIX) and name != "x-delivery-count"
     }
 
 

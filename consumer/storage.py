@@ -22,6 +22,7 @@ from consumer.commit import probe
 from consumer.contract import ArrayEntry
 from consumer.encoder import touched_files
 from consumer.errors import ConsumerError, StorageFault, Unexpected, from_os_error
+from consumer.message import Kind
 from consumer.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -65,13 +66,22 @@ class Storage:
         return not self._running
 
     def open(
-        self, store: Store | None, entry: ArrayEntry, block: int, done: Done[OpenArray]
+        self,
+        store: Store | None,
+        opening: tuple[ArrayEntry, tuple[Kind, ...]],
+        block: int,
+        done: Done[OpenArray],
     ) -> None:
         """Open or create an array, of a store that is open already or not.
 
-        `block` is the largest block that fits the budget, in bytes.
+        Parameters
+        ----------
+        opening
+            What a message says of the array, and what its tiles hold.
+        block : int
+            The largest block that fits the budget, in bytes.
         """
-        self._run(partial(self._open, store, entry, block), done)
+        self._run(partial(self._open, store, *opening, block), done)
 
     def write(self, array: OpenArray, write: Write, done: Done[Written]) -> None:
         """Merge, encode and commit a block."""
@@ -89,21 +99,28 @@ class Storage:
         """Take no more work."""
         self._workers.shutdown(wait=False, cancel_futures=True)
 
-    def _open(self, store: Store | None, entry: ArrayEntry, block: int) -> OpenArray:
+    def _open(
+        self, store: Store | None, entry: ArrayEntry, kinds: tuple[Kind, ...], block: int
+    ) -> OpenArray:
         settings = self._settings
-        if store is None:
-            store = open_store(
-                settings.output_root,
-                entry.store,
-                file_mode=settings.file_mode,
-                folder_mode=settings.folder_mode,
-            )
-        return open_array(
-            store,
-            entry,
-            write_empty_chunks=settings.write_empty_chunks,
-            max_block_bytes=block,
+        opened = store or open_store(
+            settings.output_root,
+            entry.store,
+            file_mode=settings.file_mode,
+            folder_mode=settings.folder_mode,
         )
+        try:
+            return open_array(
+                opened,
+                entry,
+                kinds,
+                write_empty_chunks=settings.write_empty_chunks,
+                max_block_bytes=block,
+            )
+        except BaseException:
+            if store is None:
+                opened.commit.release()
+            raise
 
     def _run(self, work: Callable[[], Result], done: Done[Result]) -> None:
         self._running += 1
