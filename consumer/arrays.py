@@ -113,7 +113,7 @@ def open_store(root: Path, key: str, *, file_mode: int, folder_mode: int) -> Sto
 def open_array(
     store: Store,
     entry: ArrayEntry,
-    kinds: Sequence[Kind],
+    kinds: Sequence[Kind] = (),
     *,
     write_empty_chunks: bool,
     max_block_bytes: int,

@@ -7,7 +7,7 @@ flow's.
 At most one write is under way for a block. Tiles that come meanwhile go to a new buffer over it.
 """
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +31,8 @@ class _Delivery:
     since: float
     array: ArrayKey
     layout: Layout
-    pending: deque[tuple[Tile, Piece]]
+    pieces: Iterator[tuple[Tile, Piece]]
+    pending: tuple[Tile, Piece] | None = None
     blocks: set[BlockKey] = field(default_factory=set)
 
 
@@ -111,8 +112,8 @@ class Assembler:
             When the delivery was received: it ages from there.
         """
         grid = layout.grid
-        pending = deque((tile, piece) for tile in tiles for piece in grid.pieces(tile.box))
-        self._deliveries[delivery] = _Delivery(since, array, layout, pending)
+        pieces = ((tile, piece) for tile in tiles for piece in grid.pieces(tile.box))
+        self._deliveries[delivery] = _Delivery(since, array, layout, pieces, next(pieces, None))
         pace = self._pace.setdefault(array, _Pace(now))
         pace.gap = max(now - pace.last, pace.gap * _GAP_DECAY)
         pace.last = now
@@ -122,13 +123,13 @@ class Assembler:
         """Place what found no room yet; return whether nothing is left."""
         held = self._deliveries[delivery]
         while held.pending:
-            tile, piece = held.pending[0]
+            tile, piece = held.pending
             block = self._with_buffer(held, piece.index)
             if block is None:
                 return False
             block.put(tile, piece, delivery)
             held.blocks.add(block.key)
-            held.pending.popleft()
+            held.pending = next(held.pieces, None)
             self._note_complete(block)
         return True
 
@@ -268,7 +269,7 @@ class Assembler:
         block = self._returned(write)
         current = write.tenure == self._tenure
         if current:
-            self._stored.note(write.key, write.filled)
+            self._stored.note(write.key, write.box, write.filled)
         if block.buffer is None:
             self._drop(block)
             whole_now = self._stored.is_whole(block.key, block.box)

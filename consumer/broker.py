@@ -213,7 +213,8 @@ class Broker:
 
     def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         receiver = self._receiver
-        if self._channel is not channel or receiver is None or self._giving_up:
+        stale = channel is not self._channel or self._giving_up
+        if stale or receiver is None:
             return
         identity = DeliveryId(self._channel_number, method.delivery_tag)
         try:

@@ -47,9 +47,18 @@ class Commit:
         folders = {target.parent for target in targets.values()}
         for folder in folders:
             self._make_folder(folder)
-        staged = self._stage(objects)
-        for key, temporary in staged.items():
-            os.rename(temporary, targets[key])  # noqa: PTH104 - by path, as the protocol says
+        staged: dict[str, Path] = {}
+        try:
+            for key, content in objects.items():
+                staged[key] = self._staging / secrets.token_hex(8)
+                write_file(staged[key], content, self._file_mode)
+            for key, temporary in staged.items():
+                os.rename(temporary, targets[key])  # noqa: PTH104 - by path, as the protocol says
+        except BaseException:
+            for temporary in staged.values():
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+            raise
         for folder in folders:
             _sync_folder(folder)
         return sum(map(len, objects.values()))
@@ -66,19 +75,6 @@ class Commit:
     def forget_folders(self) -> None:
         """Look at every folder again: somebody may have removed the store."""
         self._synced = set()
-
-    def _stage(self, objects: Mapping[str, bytes]) -> dict[str, Path]:
-        staged: dict[str, Path] = {}
-        try:
-            for key, content in objects.items():
-                staged[key] = self._staging / secrets.token_hex(8)
-                write_file(staged[key], content, self._file_mode)
-        except BaseException:
-            for temporary in staged.values():
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-            raise
-        return staged
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder and its parents, refuse links, and sync what was made up to the root."""

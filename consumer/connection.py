@@ -3,6 +3,7 @@
 import logging
 import random
 import ssl
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,13 +171,14 @@ def prepare_pika() -> None:
     All of this reaches into pika, so a test notices when it changes. Header tables may hold a value
     that pika raises on (a timestamp beyond the year 9999), out of the connection's own callback,
     which would end the connection, and again after each redelivery. And it cuts floating-point
-    values to whole numbers, so that a parked copy would not be what was sent.
+    values to whole numbers and sends none, so that a parked copy would not be what was sent.
     """
     transport = io_services_utils._AsyncTransportBase  # noqa: SLF001
     transport._MAX_RECV_BYTES = max(transport._MAX_RECV_BYTES, RECEIVE_BYTES)  # noqa: SLF001
     if not hasattr(pika.BasicProperties.decode, "lenient"):
         pika.BasicProperties.decode = _lenient(pika.BasicProperties.decode)
         pika.data.long = _number(pika.data.long)
+        pika.data.encode_value = _with_floats(pika.data.encode_value)
 
 
 def _lenient(decode: Callable[..., Any]) -> Callable[..., Any]:
@@ -200,6 +202,16 @@ def _number(long: type) -> type:
             return value if isinstance(value, float) else super().__new__(cls, value)
 
     return Number
+
+
+def _with_floats(encode: Callable[[list[bytes], Any], int]) -> Callable[[list[bytes], Any], int]:
+    def encode_value(pieces: list[bytes], value: Any) -> int:
+        if not isinstance(value, float):
+            return encode(pieces, value)
+        pieces.append(struct.pack(">cd", b"d", value))
+        return 9
+
+    return encode_value
 
 
 def _cause(error: BaseException) -> str:

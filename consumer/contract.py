@@ -322,13 +322,15 @@ def _plain(value: Any) -> Any:
 def reason_of(error: ValidationError, *, secret: Collection[str] = ()) -> str:
     """Return one line that names the first failing field, its value and how many more fail.
 
-    The values of fields in `secret` are not shown.
+    The values of fields in `secret` are not shown, nor then those of unknown fields: they may be
+    misspelt.
     """
     first, *others = error.errors(include_url=False)
     where = ".".join(str(part) for part in first["loc"])
     given = first.get("input")
     # Whole objects are not shown: among settings they hold the password.
-    hidden = isinstance(given, dict) or first["type"] == "missing" or where in secret
+    unknown = first["type"] == "extra_forbidden" and secret
+    hidden = isinstance(given, dict) or first["type"] == "missing" or where in secret or unknown
     shown = "" if hidden else f" (got {_shown(given)})"
     more = f"; and {len(others)} more" if others else ""
     what = first["msg"].removeprefix("Value error, ")

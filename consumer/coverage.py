@@ -95,7 +95,12 @@ class Coverage:
 
     def copy(self) -> "Coverage":
         """Return an independent copy."""
-        return Coverage(self._boxes)
+        twin = Coverage()
+        twin._boxes = self._boxes.copy()
+        twin._by_start = self._by_start.copy()
+        twin._by_stop = self._by_stop.copy()
+        twin.voxels = self.voxels
+        return twin
 
     def add(self, box: Box) -> int:
         """Add a box; return how many of its voxels were not covered before."""
@@ -114,8 +119,14 @@ class Coverage:
     def missing(self, within: Box) -> list[Box]:
         """Return disjoint boxes that make up what is not covered of `within`."""
         left = [within]
+        # Most boxes lie apart along some axis, and a block may have thousands: no calls for those.
+        axes = tuple(zip(within.start, within.stop, range(len(within.start)), strict=True))
         for box in self._boxes:
-            if within.intersection(box) is not None:
+            start, stop = box
+            for low, high, axis in axes:
+                if stop[axis] <= low or high <= start[axis]:
+                    break
+            else:
                 left = [piece for part in left for piece in part.minus(box)]
                 if not left:
                     break

@@ -14,6 +14,7 @@ from consumer.assembler import Assembler
 from consumer.blocks import ArrayKey, BlockKey, DeliveryId, Write
 from consumer.broker import Delivery, Settling
 from consumer.budget import Budget, max_block_bytes
+from consumer.coverage import Box
 from consumer.errors import (
     BrokerLost,
     ConsumerError,
@@ -21,12 +22,14 @@ from consumer.errors import (
     ParkError,
     StopError,
     StoreRemoved,
+    TooLarge,
     Unexpected,
 )
 from consumer.handles import Handle, Handles
 from consumer.inbox import Held, Inbox
 from consumer.message import Message, check_kinds, decode
 from consumer.metrics import Metrics
+from consumer.placement import Grid
 from consumer.scratch import Scratch
 from consumer.settings import Settings
 from consumer.storage import Faults, Storage, Written
@@ -34,6 +37,8 @@ from consumer.storage import Faults, Storage, Written
 log = logging.getLogger(__name__)
 
 _CONDEMNED_S = 60.0
+# Blocks that one message's tiles may touch: what placing it costs the owning thread is bounded.
+MAX_BLOCKS = 1 << 16
 
 
 class Flow:
@@ -228,14 +233,21 @@ class Flow:
         array.check(message.entry)
         if message.entry.dtype is None:
             check_kinds(message.kinds, array.layout.dtype)
-        if self._condemned:
-            grid = array.layout.grid
-            for tile in message.tiles:
-                for piece in grid.pieces(tile.box):
-                    found = self._condemned.get(BlockKey(handle.key, piece.index))
-                    if found:
-                        raise found[1]
+        self._check_blocks(handle.key, array.layout.grid, message)
         handle.claim(message.entry)
+
+    def _check_blocks(self, array: ArrayKey, grid: Grid, message: Message) -> None:
+        touched = [grid.touched(tile.box) for tile in message.tiles]
+        count = sum(blocks.volume for blocks in touched)
+        if count > MAX_BLOCKS:
+            raise TooLarge(
+                f"the message's tiles touch {count} blocks of {list(grid.block)} voxels; at most "
+                f"{MAX_BLOCKS} are taken: choose larger chunks or shards, or send fewer tiles"
+            )
+        for key, (_until, error) in self._condemned.items():
+            block = Box(key.block, tuple(i + 1 for i in key.block))
+            if key.array == array and any(blocks.intersection(block) for blocks in touched):
+                raise error
 
     # -- opening --------------------------------------------------------------------------------
 

@@ -124,11 +124,11 @@ def encode(
     entry = build(fields)
     text = entry.model_dump_json(exclude_defaults=True)
     body = tensors.write(arrays, {_METADATA_KEY: text})
-    if len(body) > max_bytes:
-        raise TooLarge(_too_large(len(body), max_bytes))
+    _check_size(body, max_bytes)
     _tiles(entry, arrays)
     if compress:
         body = zstandard.ZstdCompressor().compress(body)
+        _check_size(body, max_bytes)
     headers = {CHECKSUM_HEADER: google_crc32c.value(body)} if checksum else {}
     properties = {
         "type": MESSAGE_TYPE,
@@ -158,8 +158,7 @@ def decode(envelope: Envelope, body: bytes, *, max_bytes: int = MAX_MESSAGE_BYTE
         With a reason that names the value, and for a tile its index.
     """
     _check_envelope(envelope)
-    if len(body) > max_bytes:
-        raise TooLarge(_too_large(len(body), max_bytes))
+    _check_size(body, max_bytes)
     _check_checksum(envelope.headers, body)
     if envelope.content_encoding == CONTENT_ENCODING:
         body = _decompressed(body, max_bytes)
@@ -214,6 +213,11 @@ def _check_envelope(envelope: Envelope) -> None:
         )
 
 
+def _check_size(body: bytes, max_bytes: int) -> None:
+    if len(body) > max_bytes:
+        raise TooLarge(_too_large(len(body), max_bytes))
+
+
 def _check_checksum(headers: Mapping[str, Any], body: bytes) -> None:
     given = headers.get(CHECKSUM_HEADER)
     if given is None:
@@ -238,7 +242,10 @@ def _decompressed(body: bytes, max_bytes: int) -> bytes:
             raise TooLarge(f"decompressed {_too_large(size, max_bytes)}")
         return zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise Undecodable(f"the body is not zstd: {error}") from None
+        raise Undecodable(
+            f"the body is not zstd that can be read: {error} (a frame that does not give its size "
+            f"may have a window of {_MAX_WINDOW_BYTES} bytes)"
+        ) from None
 
 
 def _decompressed_stream(body: bytes, max_bytes: int) -> bytes:

@@ -18,6 +18,7 @@ from consumer.errors import InvalidMessage, OutOfBounds
 CHUNK_VOXELS = 128
 AUTO_SHARD_BYTES = 16 << 20
 BLOCK_BYTES = 4 << 20
+BLOCK_FILES = 1024
 
 BlockIndex = tuple[int, ...]
 
@@ -53,13 +54,17 @@ class Grid:
         )
         return Box(start, stop)
 
+    def touched(self, box: Box) -> Box:
+        """Return the blocks that `box` touches, as a box of block indices."""
+        return Box(
+            tuple(a // size for a, size in zip(box.start, self.block, strict=True)),
+            tuple(-(-b // size) for b, size in zip(box.stop, self.block, strict=True)),
+        )
+
     def pieces(self, box: Box) -> Iterator[Piece]:
         """Yield the part of `box` in each block that it touches, in C order."""
-        touched = (
-            range(start // size, -(-stop // size))
-            for start, stop, size in zip(box.start, box.stop, self.block, strict=True)
-        )
-        for index in itertools.product(*touched):
+        touched = self.touched(box)
+        for index in itertools.product(*map(range, touched.start, touched.stop)):
             block = self.box(index)
             shared = box.intersection(block)
             assert shared is not None
@@ -117,13 +122,13 @@ def block_shape(
 ) -> tuple[int, ...]:
     """Return the shape of what is assembled and encoded at once.
 
-    One shard; without shards, whole chunks of at most about 4 MiB that lie along the last axes
-    first, since tiles come in raster order: so the fewest bytes are open at a time.
+    One shard; without shards, at most 1,024 whole chunks of about 4 MiB that lie along the last
+    axes first, since tiles come in raster order: so the fewest bytes are open at a time.
     """
     if shards is not None:
         return shards
     chunk_bytes = math.prod(chunks) * itemsize
-    room = max(1, BLOCK_BYTES // chunk_bytes)
+    room = max(1, min(BLOCK_FILES, BLOCK_BYTES // chunk_bytes))
     block = list(chunks)
     for axis in reversed(range(len(shape))):
         count = min(room, -(-shape[axis] // chunks[axis]))

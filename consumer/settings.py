@@ -34,6 +34,9 @@ _MESSAGE_SHARE = 2 * BODY_SHARE
 _SECRET = ("password", "hosts")
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%\w+)?)\]|([A-Za-z0-9._-]+))(?::([0-9]{1,5}))?")
 
+# A consumer tag has at most 255 bytes; ours ends in nine of its own.
+_MAX_NAME_BYTES = 128
+
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400, allow_inf_nan=False)]
 
 
@@ -168,7 +171,6 @@ class Settings(BaseSettings):
     log_format: Literal["json", "text"] = Field("json", description="Form of the log lines.")
     consumer_name: str = Field(
         default_factory=socket.gethostname,
-        max_length=128,
         description="Name of this replica in consumer tags and parked messages; default: the host.",
     )
 
@@ -191,12 +193,31 @@ class Settings(BaseSettings):
             raise ValueError("RabbitMQ keeps names that start with amq. to itself")
         return prefix
 
-    @field_validator("output_root", mode="before")
+    @field_validator("output_root", "scratch_folder", mode="before")
     @classmethod
-    def _root_is_named(cls, value: Any) -> Any:
+    def _folders_are_named(cls, value: Any) -> Any:
         if value == "":
             raise ValueError("is empty; name a folder")
         return value
+
+    @field_validator(
+        "username_file",
+        "password_file",
+        "tls_ca_file",
+        "tls_certificate_file",
+        "tls_key_file",
+        mode="before",
+    )
+    @classmethod
+    def _empty_means_none(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("consumer_name")
+    @classmethod
+    def _name_fits_a_consumer_tag(cls, name: str) -> str:
+        if not name or not name.isprintable() or len(name.encode()) > _MAX_NAME_BYTES:
+            raise ValueError(f"give 1 to {_MAX_NAME_BYTES} bytes of printable characters")
+        return name
 
     @field_validator("file_mode", "folder_mode", mode="before")
     @classmethod
@@ -280,10 +301,7 @@ def load(arguments: Sequence[str], program: str = "consumer run") -> Settings:
     UnusableSettings
         With one line that names the setting and what would be right.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config-file", default=os.environ.get(f"{ENV_PREFIX}CONFIG_FILE"))
-    first.add_argument("--secrets-folder", default=os.environ.get(f"{ENV_PREFIX}SECRETS_FOLDER"))
-    found, _ = first.parse_known_args(arguments)
+    found = _sources(arguments, program)
     if found.config_file and not Path(found.config_file).is_file():
         raise UnusableSettings(f"config_file: there is no file {found.config_file}")
     if found.secrets_folder and not Path(found.secrets_folder).is_dir():
@@ -296,11 +314,30 @@ def load(arguments: Sequence[str], program: str = "consumer run") -> Settings:
     except tomllib.TOMLDecodeError as error:
         raise UnusableSettings(f"config_file {found.config_file} is not TOML: {error}") from None
     except (SettingsError, ValueError, OSError) as error:
-        raise UnusableSettings(f"{error}; see {program} --help") from None
+        raise UnusableSettings(f"{_without_values(str(error))}; see {program} --help") from None
     for name in ("config_file", "secrets_folder"):
         if getattr(settings, name) and not getattr(found, name):
             raise UnusableSettings(f"{name}: name it by flag or environment, not in the file")
     return settings
+
+
+def _sources(arguments: Sequence[str], program: str) -> argparse.Namespace:
+    """Return the file and folder that settings come from, which must be known first."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("CONFIG_FILE", "SECRETS_FOLDER"):
+        flag = f"--{name.lower().replace('_', '-')}"
+        parser.add_argument(flag, default=os.environ.get(f"{ENV_PREFIX}{name}"))
+    try:
+        return parser.parse_known_args(arguments)[0]
+    except argparse.ArgumentError as error:
+        raise UnusableSettings(f"{error}; see {program} --help") from None
+
+
+def _without_values(error: str) -> str:
+    """Return argparse's word on unknown arguments, without what may be a password."""
+    what, unknown, given = error.partition("unrecognized arguments: ")
+    flags = [word.partition("=")[0] for word in given.split() if word.startswith("-")]
+    return f"{what}{unknown}{' '.join(flags) or given}"
 
 
 def _from(config: str | None, secrets: str | None, arguments: list[str], program: str) -> Settings:

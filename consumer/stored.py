@@ -23,9 +23,13 @@ class Stored:
         self._durable: dict[ArrayKey, dict[BlockIndex, Coverage]] = {}
         self._cache: OrderedDict[BlockKey, npt.NDArray[Any]] = OrderedDict()
 
-    def note(self, key: BlockKey, filled: Coverage) -> None:
+    def note(self, key: BlockKey, box: Box, filled: Coverage) -> None:
         """Take note that boxes of a block are durable."""
-        self._durable.setdefault(key.array, {}).setdefault(key.block, Coverage()).update(filled)
+        of_array = self._durable.setdefault(key.array, {})
+        durable = of_array.setdefault(key.block, Coverage())
+        durable.update(filled)
+        if durable.voxels == box.volume:
+            of_array[key.block] = Coverage([Box.of_shape(box.shape)])
 
     def is_whole(self, key: BlockKey, box: Box) -> bool:
         """Whether all of a block is known to be durable."""
