@@ -4,6 +4,7 @@ Runs in worker threads and keeps nothing: which handles stay open is the owning 
 Metadata is written through the same commit as blocks.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import zarr
 from zarr.storage import LocalStore, MemoryStore
 
 from consumer.commit import Commit, refuse_links
-from consumer.contract import ArrayEntry, Codec, as_scalar
+from consumer.contract import AXES, ArrayEntry, Codec, as_scalar
 from consumer.coverage import Box, Coverage
 from consumer.encoder import AnyArray, Objects, encode
 from consumer.errors import ArrayMismatch, DamagedBlock, InvalidMessage, TooLarge
@@ -60,7 +61,7 @@ class OpenArray:
         """
         layout = self.layout
         said = {
-            "axes": (entry.axes, layout.axes),
+            "axes": (entry.axes, layout.axes or entry.axes),
             "shape": (entry.shape, layout.shape),
             "dtype": (entry.dtype, layout.dtype.name),
             "chunks": (entry.chunks, layout.chunks),
@@ -80,7 +81,10 @@ class OpenArray:
         ------
         DamagedBlock
             Where a stored chunk cannot be decoded.
+        UnsafePath
+            Where a symbolic link stands on the way to one.
         """
+        refuse_links(self._paths(box))
         try:
             return np.array(self.array[box.slices], dtype=self.layout.dtype)
         except OSError:
@@ -90,6 +94,21 @@ class OpenArray:
                 f"{self.store.key}/{self.path}: what is stored in {box.start} to {box.stop} cannot "
                 f"be decoded ({type(error).__name__}: {error}); remove or restore its files"
             ) from error
+
+    def _paths(self, box: Box) -> set[Path]:
+        """Return the files of a box and the folders above them, up to the array's."""
+        array = self.store.path / self.path
+        file = self.layout.shards or self.layout.chunks
+        numbers = (
+            range(a // n, -(-b // n)) for a, b, n in zip(box.start, box.stop, file, strict=True)
+        )
+        paths: set[Path] = set()
+        for number in itertools.product(*numbers):
+            path = array / self.array.metadata.encode_chunk_key(number)
+            while path != array and path not in paths:
+                paths.add(path)
+                path = path.parent
+        return paths
 
     def encode(self, box: Box, buffer: npt.NDArray[Any], filled: Coverage) -> Objects:
         """Return the encoded files of a block, as `consumer.encoder.encode`."""
@@ -143,15 +162,16 @@ def open_array(
         check_kinds(kinds, layout.dtype)
         _create(store, entry, layout, _missing_groups(store, entry.array))
     array = _opened(store, entry.array, write_empty_chunks)
-    layout = _stored_layout(store, entry, array)
+    layout = _stored_layout(store, entry.array, array)
     _check_block(store, entry, layout, max_block_bytes)
     return OpenArray(store, entry.array, layout, array)
 
 
 def _node(store: Store, path: str) -> Literal["array", "group", ""]:
     """Return what stands at a path of the store."""
-    folder = store.path / path
-    if not any((folder / name).exists() for name in _METADATA_FILES):
+    files = [store.path / path / name for name in _METADATA_FILES]
+    refuse_links(files)
+    if not any(file.exists() for file in files):
         return ""
     return "array" if isinstance(_open(store, path), zarr.Array) else "group"
 
@@ -264,26 +284,22 @@ def _codec_arguments(codecs: tuple[Codec, ...] | None) -> dict[str, Any]:
     return arguments
 
 
-def _stored_layout(store: Store, entry: ArrayEntry, array: AnyArray) -> Layout:
-    where = f"{store.key}/{entry.array}"
+def _stored_layout(store: Store, path: str, array: AnyArray) -> Layout:
+    where = f"{store.key}/{path}"
     try:
         chunks, shards, dtype = array.chunks, array.shards, np.dtype(array.dtype)
     except (NotImplementedError, TypeError) as error:
         raise ArrayMismatch(f"{where}: a regular chunk grid is wanted ({error})") from error
     if dtype.kind not in "biuf":
         raise ArrayMismatch(f"{where}: the stored dtype {dtype} is not one that tiles can have")
-    return Layout(
-        _stored_axes(entry, array), tuple(array.shape), dtype.newbyteorder("="), chunks, shards
-    )
+    return Layout(_stored_axes(array), tuple(array.shape), dtype.newbyteorder("="), chunks, shards)
 
 
-def _stored_axes(entry: ArrayEntry, array: AnyArray) -> str:
-    """Return the stored axes, or the message's where the array does not name its own."""
+def _stored_axes(array: AnyArray) -> str:
+    """Return the axes by the dimensions' names; nothing where the array does not tell."""
     names = getattr(array.metadata, "dimension_names", None) or ()
     letters = "".join(str(name).upper() for name in names)
-    if len(letters) == len(array.shape) and set(letters) <= set("STCZYX"):
-        return letters
-    return entry.axes
+    return letters if len(letters) == len(array.shape) and set(letters) <= set(AXES) else ""
 
 
 def _check_block(store: Store, entry: ArrayEntry, layout: Layout, max_block_bytes: int) -> None:

@@ -9,11 +9,13 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from consumer.errors import UnsafePath
 from consumer.keys import STATE_FOLDER
+
+_RELEASES_AT_ONCE = 5
 
 
 class Commit:
@@ -42,11 +44,11 @@ class Commit:
         UnsafePath
             Where a symbolic link stands below the output root.
         """
-        self._make_folder(self._staging)
         targets = {key: self._store / key for key in objects}
         folders = {target.parent for target in targets.values()}
         for folder in folders:
             self._make_folder(folder)
+        _despite_releases(self._make_staging)
         staged: dict[str, Path] = {}
         try:
             for key, content in objects.items():
@@ -75,6 +77,13 @@ class Commit:
     def forget_folders(self) -> None:
         """Look at every folder again: somebody may have removed the store."""
         self._synced = set()
+
+    def _make_staging(self) -> None:
+        try:
+            self._make_folder(self._staging)
+        except FileNotFoundError:
+            self.forget_folders()
+            raise
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder and its parents, refuse links, and sync what was made up to the root."""
@@ -112,7 +121,10 @@ def write_file(path: Path, content: bytes, mode: int) -> None:
 
 def probe(root: Path) -> None:
     """Write, sync, rename and remove a file below the root; raises OSError where that fails."""
-    folder = root / STATE_FOLDER
+    _despite_releases(lambda: _probe(root / STATE_FOLDER))
+
+
+def _probe(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     first, second = (folder / f"probe-{secrets.token_hex(8)}" for _ in range(2))
     try:
@@ -122,7 +134,15 @@ def probe(root: Path) -> None:
     finally:
         for path in (first, second):
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+                path.unlink()
+
+
+def _despite_releases(work: Callable[[], None]) -> None:
+    """Do it again where the release of a store has just removed a folder that was empty."""
+    for _ in range(_RELEASES_AT_ONCE):
+        with contextlib.suppress(FileNotFoundError):
+            return work()
+    return work()
 
 
 def _sync_folder(folder: Path) -> None:

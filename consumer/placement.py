@@ -73,7 +73,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What placing tiles needs to know of an array, as stored."""
+    """What placing tiles needs to know of an array, as stored; `axes` is empty where it is not."""
 
     axes: str
     shape: tuple[int, ...]
