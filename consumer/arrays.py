@@ -6,7 +6,7 @@ Metadata is written through the same commit as blocks.
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +21,6 @@ from consumer.contract import AXES, ArrayEntry, Codec, as_scalar
 from consumer.coverage import Box, Coverage
 from consumer.encoder import AnyArray, Objects, encode
 from consumer.errors import ArrayMismatch, DamagedBlock, InvalidMessage, TooLarge
-from consumer.message import Kind, check_kinds
 from consumer.placement import Layout, automatic_chunks, automatic_shards
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ def open_store(root: Path, key: str, *, file_mode: int, folder_mode: int) -> Sto
 def open_array(
     store: Store,
     entry: ArrayEntry,
-    kinds: Sequence[Kind] = (),
+    accepts: Callable[[Layout], object] = lambda _layout: None,
     *,
     write_empty_chunks: bool,
     max_block_bytes: int,
@@ -141,8 +140,9 @@ def open_array(
 
     Parameters
     ----------
-    kinds : sequence of Kind
-        What the message's tiles hold: no array is created that could not take them.
+    accepts : callable
+        Raises where an array of that layout could not take the message's tiles; it is then not
+        created.
     max_block_bytes : int
         The largest block that fits the memory budget.
 
@@ -152,14 +152,12 @@ def open_array(
         Where a group, another array or foreign files stand in the way.
     TooLarge
         Where one block is larger than `max_block_bytes`.
-    UnsafeCast
-        Where a created array could not take the tiles' values.
     """
     refuse_links(_between(store.path, store.path / entry.array))
     if not _node(store, entry.array):
         layout = _new_layout(entry)
         _check_block(store, entry, layout, max_block_bytes)
-        check_kinds(kinds, layout.dtype)
+        accepts(layout)
         _create(store, entry, layout, _missing_groups(store, entry.array))
     array = _opened(store, entry.array, write_empty_chunks)
     layout = _stored_layout(store, entry.array, array)

@@ -22,12 +22,11 @@ from consumer.errors import (
     ParkError,
     StopError,
     StoreRemoved,
-    TooLarge,
     Unexpected,
 )
 from consumer.handles import Handle, Handles
 from consumer.inbox import Held, Inbox
-from consumer.message import Message, check_kinds, decode
+from consumer.message import Message, Outline, decode
 from consumer.metrics import Metrics
 from consumer.placement import Grid
 from consumer.scratch import Scratch
@@ -37,8 +36,6 @@ from consumer.storage import Faults, Storage, Written
 log = logging.getLogger(__name__)
 
 _CONDEMNED_S = 60.0
-# Blocks that one message's tiles may touch: what placing it costs the owning thread is bounded.
-MAX_BLOCKS = 1 << 16
 
 
 class Flow:
@@ -199,12 +196,13 @@ class Flow:
         if held.placing:
             return self._placed(held, self.assembler.resume(held.delivery.id))
         message = held.message or self._decoded(held)
-        handle = self._handles.of(message.entry)
+        outline = held.outline or message.outline
+        handle = self._handles.of(outline)
         if handle.array is None:
             self._inbox.forget_decoded(held)
             handle.waiting.append(held)
             return True
-        self._check(handle, handle.array, message)
+        self._check(handle, handle.array, outline)
         held.placing = True
         self._metrics.tiles.inc(len(message.tiles))
         done = self.assembler.add(
@@ -229,24 +227,18 @@ class Flow:
         self._inbox.note_decoded(held, message)
         return message
 
-    def _check(self, handle: Handle, array: OpenArray, message: Message) -> None:
-        array.check(message.entry)
-        if message.entry.dtype is None:
-            check_kinds(message.kinds, array.layout.dtype)
-        self._check_blocks(handle.key, array.layout.grid, message)
-        handle.claim(message.entry)
+    def _check(self, handle: Handle, array: OpenArray, outline: Outline) -> None:
+        array.check(outline.entry)
+        outline.check(array.layout)
+        self._check_condemned(handle.key, array.layout.grid, outline)
+        handle.claim(outline.entry)
 
-    def _check_blocks(self, array: ArrayKey, grid: Grid, message: Message) -> None:
-        touched = [grid.touched(tile.box) for tile in message.tiles]
-        count = sum(blocks.volume for blocks in touched)
-        if count > MAX_BLOCKS:
-            raise TooLarge(
-                f"the message's tiles touch {count} blocks of {list(grid.block)} voxels; at most "
-                f"{MAX_BLOCKS} are taken: choose larger chunks or shards, or send fewer tiles"
-            )
+    def _check_condemned(self, array: ArrayKey, grid: Grid, outline: Outline) -> None:
         for key, (_until, error) in self._condemned.items():
             block = Box(key.block, tuple(i + 1 for i in key.block))
-            if key.array == array and any(blocks.intersection(block) for blocks in touched):
+            if key.array == array and any(
+                grid.touched(b).intersection(block) for b in outline.boxes
+            ):
                 raise error
 
     # -- opening --------------------------------------------------------------------------------

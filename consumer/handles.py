@@ -12,7 +12,7 @@ from consumer.blocks import ArrayKey
 from consumer.contract import ArrayEntry
 from consumer.errors import RunConflict, SourceConflict
 from consumer.inbox import Held
-from consumer.message import Kind
+from consumer.message import Outline
 
 
 @dataclass(eq=False, slots=True)
@@ -21,8 +21,8 @@ class Handle:
 
     Attributes
     ----------
-    entry : ArrayEntry
-        What it is opened with, or created where it is gone.
+    outline : Outline
+        What the first message said of it: it is made anew with this where it is gone.
     array : OpenArray or None
         None while it is not open.
     before : OpenArray or None
@@ -30,7 +30,7 @@ class Handle:
     """
 
     key: ArrayKey
-    entry: ArrayEntry
+    outline: Outline
     array: OpenArray | None = None
     before: OpenArray | None = None
     waiting: deque[Held] = field(default_factory=deque)
@@ -38,10 +38,10 @@ class Handle:
     run: str | None = None
 
     @property
-    def opening(self) -> tuple[ArrayEntry, tuple[Kind, ...]]:
-        """What to open it with: what the first message that waits says, and what it holds."""
-        first = self.waiting[0] if self.waiting else None
-        return (first.entry, first.kinds) if first and first.entry else (self.entry, ())
+    def opening(self) -> Outline:
+        """The message to open it for: the first that waits, or the first that there was."""
+        first = self.waiting[0].outline if self.waiting else None
+        return first or self.outline
 
     def claim(self, entry: ArrayEntry) -> None:
         """Bind the array to the message's source and run, or refuse a second one.
@@ -79,11 +79,11 @@ class Handles:
         """Arrays that are open."""
         return sum(handle.array is not None for handle in self)
 
-    def of(self, entry: ArrayEntry) -> Handle:
+    def of(self, outline: Outline) -> Handle:
         """Return the handle of a message's array, as the one used last."""
-        key = ArrayKey(entry.store, entry.array)
+        key = ArrayKey(outline.entry.store, outline.entry.array)
         if key not in self._handles:
-            self._handles[key] = Handle(key, entry)
+            self._handles[key] = Handle(key, outline)
         self._handles.move_to_end(key)
         return self._handles[key]
 

@@ -8,9 +8,8 @@ from functools import partial
 
 from consumer.broker import Delivery
 from consumer.budget import Budget
-from consumer.contract import TilesEntry
 from consumer.errors import BrokerLost
-from consumer.message import Kind, Message
+from consumer.message import Message, Outline
 from consumer.scratch import Scratch, ScratchFull
 
 # Bodies handed to the scratch thread and not yet in the file; and how long to wait for that, well
@@ -32,7 +31,7 @@ class Held:
         None while it is in the scratch file, and once its tiles are placed.
     nbytes : int
         What it holds of the budget as `bodies`.
-    message, entry, kinds
+    message, outline
         What the body says, once decoded; the message itself is forgotten while an array is opened
         if it takes more memory than the body.
     placing : bool
@@ -44,8 +43,7 @@ class Held:
     body: bytes | None = None
     nbytes: int = 0
     message: Message | None = None
-    entry: TilesEntry | None = None
-    kinds: tuple[Kind, ...] = ()
+    outline: Outline | None = None
     sent_ms: int | None = None
     placing: bool = False
 
@@ -117,7 +115,7 @@ class Inbox:
 
     def note_decoded(self, held: Held, message: Message) -> None:
         """Take note of what a body says; decompressed, it takes memory of its own."""
-        held.message, held.entry, held.kinds = message, message.entry, message.kinds
+        held.message, held.outline = message, message.outline
         held.sent_ms = message.entry.sent_ms
         if held.delivery.envelope.content_encoding:
             self.count(held, message.nbytes)
@@ -131,7 +129,7 @@ class Inbox:
     def release(self, held: Held) -> None:
         """Let go of a delivery's body."""
         self._budget.give("bodies", held.nbytes)
-        held.body, held.message, held.entry, held.kinds, held.nbytes = None, None, None, (), 0
+        held.body, held.message, held.outline, held.nbytes = None, None, None, 0
 
     def head(self) -> Held | None:
         """Return the delivery to be placed next, if its body is in memory."""

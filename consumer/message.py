@@ -36,9 +36,11 @@ from consumer.errors import (
     UnknownVersion,
     UnsafeCast,
 )
-from consumer.placement import stitched_box
+from consumer.placement import Layout, stitched_box
 
 MAX_MESSAGE_BYTES = 16 << 20
+# Blocks that one message's tiles may touch, so that what placing it costs is bounded.
+MAX_BLOCKS = 1 << 16
 _METADATA_KEY = "tiles"
 # What RFC 8878 has every decoder support; a larger window would be memory beyond the budget.
 _MAX_WINDOW_BYTES = 8 << 20
@@ -79,9 +81,37 @@ class Message:
     nbytes: int
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """What each tile holds."""
-        return _kinds(self.tiles)
+    def outline(self) -> "Outline":
+        """What it says, without its voxels."""
+        return Outline(self.entry, _kinds(self.tiles), tuple(tile.box for tile in self.tiles))
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a message says, without its voxels."""
+
+    entry: TilesEntry
+    kinds: tuple[Kind, ...]
+    boxes: tuple[Box, ...]
+
+    def check(self, layout: Layout) -> None:
+        """Check that an array of this layout can take the message's tiles.
+
+        Raises
+        ------
+        UnsafeCast
+            Where a tile's values would not fit, with its index.
+        TooLarge
+            Where the tiles touch too many blocks.
+        """
+        check_kinds(self.kinds, layout.dtype)
+        grid = layout.grid
+        count = sum(grid.touched(box).volume for box in self.boxes)
+        if count > MAX_BLOCKS:
+            raise TooLarge(
+                f"the message's tiles touch {count} blocks of {list(grid.block)} voxels; at most "
+                f"{MAX_BLOCKS} are taken: choose larger chunks or shards, or send fewer tiles"
+            )
 
 
 @dataclass(frozen=True, slots=True)

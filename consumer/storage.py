@@ -19,10 +19,9 @@ import numpy.typing as npt
 from consumer.arrays import OpenArray, Store, open_array, open_store
 from consumer.blocks import Write
 from consumer.commit import probe
-from consumer.contract import ArrayEntry
 from consumer.encoder import touched_files
 from consumer.errors import ConsumerError, StorageFault, Unexpected, from_os_error
-from consumer.message import Kind
+from consumer.message import Outline
 from consumer.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ class Storage:
     def open(
         self,
         store: Store | None,
-        opening: tuple[ArrayEntry, tuple[Kind, ...]],
+        outline: Outline,
         block: int,
         done: Done[OpenArray],
     ) -> None:
@@ -76,12 +75,12 @@ class Storage:
 
         Parameters
         ----------
-        opening
-            What a message says of the array, and what its tiles hold.
+        outline : Outline
+            What a message says of the array and its tiles.
         block : int
             The largest block that fits the budget, in bytes.
         """
-        self._run(partial(self._open, store, *opening, block), done)
+        self._run(partial(self._open, store, outline, block), done)
 
     def write(self, array: OpenArray, write: Write, done: Done[Written]) -> None:
         """Merge, encode and commit a block."""
@@ -99,21 +98,19 @@ class Storage:
         """Take no more work."""
         self._workers.shutdown(wait=False, cancel_futures=True)
 
-    def _open(
-        self, store: Store | None, entry: ArrayEntry, kinds: tuple[Kind, ...], block: int
-    ) -> OpenArray:
+    def _open(self, store: Store | None, outline: Outline, block: int) -> OpenArray:
         settings = self._settings
         opened = store or open_store(
             settings.output_root,
-            entry.store,
+            outline.entry.store,
             file_mode=settings.file_mode,
             folder_mode=settings.folder_mode,
         )
         try:
             return open_array(
                 opened,
-                entry,
-                kinds,
+                outline.entry,
+                outline.check,
                 write_empty_chunks=settings.write_empty_chunks,
                 max_block_bytes=block,
             )

@@ -243,9 +243,9 @@ class World:
 
     root_writable = True
 
-    def open(self, store: Any, opening: Any, block: int, done: Callable[..., None]) -> None:
+    def open(self, store: Any, outline: Any, block: int, done: Callable[..., None]) -> None:
         """Open an array of the model store, later."""
-        entry, _kinds = opening
+        entry = outline.entry
         array = next(a for a in self.arrays if a.key == (entry.store, entry.array))
         self._job(lambda good: done(array, None) if good else done(None, StorageFault("open")))
 

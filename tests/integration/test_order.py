@@ -1,0 +1,296 @@
+"""Whatever order tiles come in, however often and however slowly, the array is the same."""
+
+import contextlib
+import os
+import random
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import Channel, ConsumerProcess, ended, wait_until
+from stitching import Numbers, Picture, Stitching, crop, region
+
+from consumer.message import Encoded
+from consumer.testing import RabbitMQ
+
+SEED = "TEST_SEED"
+TWICE = 0.3
+
+# Three stores; some arrays sharded, some in three dimensions. Together far beyond what scarce
+# memory holds, but no block is.
+ARRAYS: list[dict[str, Any]] = [
+    {"store": "a.zarr", "array": "img", "axes": "YX", "shape": [400, 330], "chunks": [64, 64]},
+    {
+        "store": "a.zarr",
+        "array": "g/img",
+        "axes": "SCYX",
+        "shape": [2, 2, 300, 260],
+        "chunks": [1, 1, 64, 64],
+        "shards": [1, 2, 128, 192],
+    },
+    {
+        "store": "p/b.zarr",
+        "array": "img",
+        "axes": "ZYX",
+        "shape": [15, 125, 170],
+        "dtype": "uint32",
+        "chunks": [8, 64, 64],
+    },
+    {
+        "store": "p/b.zarr",
+        "array": "g/img",
+        "axes": "CZYX",
+        "shape": [2, 20, 130, 140],
+        "dtype": "uint16",
+        "chunks": [1, 5, 32, 32],
+        "shards": [2, 10, 64, 96],
+    },
+    {"store": "p/c.zarr", "array": "img", "axes": "STYX", "shape": [2, 3, 200, 200]},
+    {
+        "store": "p/c.zarr",
+        "array": "g/h/img",
+        "axes": "YX",
+        "shape": [400, 390],
+        "dtype": "float64",
+        "chunks": [50, 100],
+        "shards": "auto",
+    },
+]
+# So little that blocks must be written before they are complete, and read again.
+SCARCE = {
+    "memory_budget_bytes": 8 << 20,
+    "max_message_bytes": 1 << 20,
+    "scratch_bytes": 64 << 20,
+    "prefetch_count": 24,
+}
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """Dice whose seed is shown with a failure and can be given again."""
+    seed = int(os.environ.get(SEED) or random.SystemRandom().getrandbits(32))
+    print(f"{SEED}={seed}")
+    return random.Random(seed)
+
+
+Consumer = Callable[..., contextlib.AbstractContextManager[Stitching]]
+
+
+@pytest.fixture
+def consumer(broker: RabbitMQ, prefix: str, producer: Channel, tmp_path: Path) -> Consumer:
+    """Run consumers of this test's queue one after the other, each stopped at the end."""
+
+    @contextlib.contextmanager
+    def run(**settings: Any) -> Iterator[Stitching]:
+        log = tmp_path / f"{uuid.uuid4().hex}.log"
+        wanted: dict[str, Any] = {"topology_prefix": prefix, "idle_s": 0.3} | settings
+        process = ConsumerProcess(broker, tmp_path / "root", log, **wanted)
+        with ended(process):
+            yield Stitching(process.start(), producer, tmp_path / "root")
+            assert process.stop() == 0
+
+    return run
+
+
+def pictures() -> list[Picture]:
+    """Return the six arrays, empty."""
+    numbers = Numbers()
+    return [Picture(numbers, dict(fields)) for fields in ARRAYS]
+
+
+def shuffled(messages: list[Encoded], rng: random.Random) -> list[Encoded]:
+    """Return the messages in any order, some of them twice: soon after, or at the very end."""
+    rng.shuffle(messages)
+    again = rng.sample(messages, round(TWICE * len(messages)))
+    late = again[::2]
+    for message in again[1::2]:
+        messages.insert(messages.index(message) + rng.randint(1, 8), message)
+    return messages + late
+
+
+@pytest.mark.parametrize("settings", [{}, SCARCE], ids=["plenty of memory", "hardly any memory"])
+def test_shuffled_and_repeated_tiles_make_the_same_arrays(
+    consumer: Consumer, rng: random.Random, settings: dict[str, Any]
+) -> None:
+    drawn = pictures()
+    tiles = [(picture, tile) for picture in drawn for tile in picture.tiles(96, 16)]
+    messages = shuffled([picture.message(tile) for picture, tile in tiles], rng)
+    with consumer(**settings) as stitching:
+        stitching.write(messages)
+        assert stitching.acknowledged == len(messages)
+        stitching.check(*drawn)
+
+
+def test_hardly_any_memory_makes_blocks_be_written_before_they_are_complete(
+    consumer: Consumer, rng: random.Random
+) -> None:
+    drawn = pictures()
+    tiles = [(picture, tile) for picture in drawn for tile in picture.tiles(96, 16)]
+    rng.shuffle(tiles)
+    with consumer(**SCARCE, idle_s=1000) as stitching:
+        stitching.publish(picture.message(tile) for picture, tile in tiles)
+        wait_until(
+            lambda: stitching.count('tiles_blocks_written_total{reason="pressure"}') > 0,
+            "a block to be written under pressure",
+        )
+
+
+def test_shuffled_and_repeated_batches_make_the_same_arrays(
+    consumer: Consumer, rng: random.Random
+) -> None:
+    drawn = pictures()
+    messages = []
+    for picture in drawn:
+        tiles = picture.tiles(96, 16)
+        rng.shuffle(tiles)
+        while tiles:
+            batch = [tiles.pop() for _ in range(min(len(tiles), rng.randint(1, 6)))]
+            messages.append(picture.message(*batch))
+    with consumer() as stitching:
+        stitching.write(shuffled(messages, rng))
+        stitching.check(*drawn)
+
+
+def test_tiles_repeated_after_all_was_written_change_nothing(
+    consumer: Consumer, rng: random.Random
+) -> None:
+    drawn = pictures()
+    messages = [picture.message(tile) for picture in drawn for tile in picture.tiles(96, 16)]
+    with consumer() as stitching:
+        stitching.write(messages)
+        stitching.write(rng.sample(messages, len(messages) // 3))
+        stitching.check(*drawn)
+
+
+# -- slow producers -----------------------------------------------------------------------------
+
+
+def spells(drawn: list[Picture], rng: random.Random, count: int) -> list[list[Any]]:
+    """Return all tiles in any order, in as many parts, each to be followed by silence."""
+    tiles = [(picture, tile) for picture in drawn for tile in picture.tiles(96, 16)]
+    rng.shuffle(tiles)
+    return [tiles[i::count] for i in range(count)]
+
+
+def write_spell(stitching: Stitching, spell: list[Any]) -> None:
+    """Publish tiles, and wait until they are written though no more come."""
+    stitching.write([picture.message(tile) for picture, tile in spell])
+
+
+def check(stitching: Stitching, drawn: list[Picture]) -> None:
+    """Check every array that has tiles; where it has none yet, it holds the fill value."""
+    stitching.check(*(picture for picture in drawn if picture.image.any()))
+
+
+def test_incomplete_arrays_are_written_when_no_more_tiles_come(
+    consumer: Consumer, rng: random.Random
+) -> None:
+    drawn = pictures()
+    first, *_ = spells(drawn, rng, 3)
+    with consumer() as stitching:
+        write_spell(stitching, first)
+        check(stitching, drawn)
+
+
+@pytest.mark.parametrize("settings", [{}, SCARCE], ids=["plenty of memory", "hardly any memory"])
+def test_arrays_that_are_filled_in_spells_have_no_holes(
+    consumer: Consumer, rng: random.Random, settings: dict[str, Any]
+) -> None:
+    drawn = pictures()
+    with consumer(**settings) as stitching:
+        for spell in spells(drawn, rng, 3):
+            write_spell(stitching, spell)
+            check(stitching, drawn)
+
+
+def test_arrays_that_another_consumer_goes_on_with_have_no_holes(
+    consumer: Consumer, rng: random.Random
+) -> None:
+    drawn = pictures()
+    for spell in spells(drawn, rng, 3):
+        with consumer() as stitching:
+            write_spell(stitching, spell)
+            check(stitching, drawn)
+
+
+def test_a_consumer_that_goes_on_merges_with_what_is_stored(
+    consumer: Consumer, rng: random.Random
+) -> None:
+    drawn = pictures()
+    for spell in spells(drawn, rng, 2):
+        with consumer() as stitching:
+            write_spell(stitching, spell)
+            merged = stitching.count("tiles_blocks_merged_total")
+    assert merged > 0
+
+
+def test_tiles_that_wait_when_the_consumer_stops_are_written(
+    consumer: Consumer, rng: random.Random
+) -> None:
+    drawn = pictures()
+    first, second = spells(drawn, rng, 2)
+    messages = [picture.message(tile) for picture, tile in first]
+    with consumer(idle_s=1000) as stitching:
+        stitching.publish(messages)
+        wait_until(
+            lambda: stitching.count("tiles_placed_total") == len(messages), "tiles to be placed"
+        )
+    check(stitching, drawn)
+    with consumer() as stitching:
+        write_spell(stitching, second)
+        assert stitching.count("tiles_redeliveries_total") == 0
+        stitching.check(*drawn)
+
+
+# -- crops that overlap -------------------------------------------------------------------------
+
+
+def overlapping(picture: Picture, rng: random.Random, count: int) -> list[Any]:
+    """Return tiles at any place of an array's first sample, so that their crops overlap."""
+    sizes = dict(zip(picture.fields["axes"], picture.fields["shape"], strict=True))
+    spatial = [n for axis, n in sizes.items() if axis in "ZYX"]
+    sampled = {"sample_idx": 0} if {"S", "T"} & set(sizes) else {}
+    tiles = []
+    for _ in range(count):
+        size = [rng.randint(max(1, n // 5), max(1, n // 2)) for n in spatial]
+        start = [rng.randint(0, n - m) for n, m in zip(spatial, size, strict=True)]
+        tensor = picture.take((sizes.get("C", 1), *size))
+        whole = {"crop_coords": [0] * len(size), "crop_size": size}
+        tiles.append(({"stitch_coords": start, **whole, **sampled}, tensor))
+    return tiles
+
+
+def allowed(picture: Picture, tiles: list[Any], stored: Any) -> Any:
+    """Return where the stored value is one that a tile gave, or nothing where none did."""
+    good = np.zeros(stored.shape, bool)
+    touched = np.zeros(stored.shape, bool)
+    for entry, tensor in tiles:
+        kept = crop(entry, tensor)
+        index = region(picture.fields["axes"], stored.shape, entry, len(kept))
+        values = kept if "C" in picture.fields["axes"] else kept[0]
+        good[index] |= stored[index] == values
+        touched[index] = True
+    return good | (~touched & (stored == 0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "pieces"),
+    [({}, 1), ({}, 3), (SCARCE, 1)],
+    ids=["at once", "in spells", "in hardly any memory"],
+)
+def test_where_crops_overlap_every_voxel_is_that_of_one_of_them(
+    consumer: Consumer, rng: random.Random, settings: dict[str, Any], pieces: int
+) -> None:
+    drawn = [picture for picture in pictures() if picture.fields.get("dtype") != "uint16"]
+    tiles = [overlapping(picture, rng, 12) for picture in drawn]
+    messages = shuffled(
+        [p.unchecked(tile) for p, of in zip(drawn, tiles, strict=True) for tile in of], rng
+    )
+    with consumer(**settings) as stitching:
+        for part in (messages[i::pieces] for i in range(pieces)):
+            stitching.write(part)
+        for picture, of in zip(drawn, tiles, strict=True):
+            assert allowed(picture, of, stitching.values(picture)).all()
