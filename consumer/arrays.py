@@ -4,7 +4,6 @@ Runs in worker threads and keeps nothing: which handles stay open is the owning 
 Metadata is written through the same commit as blocks.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -97,12 +96,8 @@ class OpenArray:
     def _paths(self, box: Box) -> set[Path]:
         """Return the files of a box and the folders above them, up to the array's."""
         array = self.store.path / self.path
-        file = self.layout.shards or self.layout.chunks
-        numbers = (
-            range(a // n, -(-b // n)) for a, b, n in zip(box.start, box.stop, file, strict=True)
-        )
         paths: set[Path] = set()
-        for number in itertools.product(*numbers):
+        for number in self.layout.grid.files(box):
             path = array / self.array.metadata.encode_chunk_key(number)
             while path != array and path not in paths:
                 paths.add(path)

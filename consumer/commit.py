@@ -32,8 +32,10 @@ class Commit:
         self._folder_mode = folder_mode
         self._synced: set[Path] = set()
 
-    def commit(self, objects: Mapping[str, bytes]) -> int:
+    def commit(self, objects: Mapping[str, bytes | None]) -> int:
         """Write every object durably under its key in the store; return the bytes written.
+
+        What is None is removed.
 
         When it raises, any of the objects may have been replaced, and none may be relied on.
 
@@ -49,9 +51,10 @@ class Commit:
         for folder in folders:
             self._make_folder(folder)
         _despite_releases(self._make_staging)
+        contents = {key: content for key, content in objects.items() if content is not None}
         staged: dict[str, Path] = {}
         try:
-            for key, content in objects.items():
+            for key, content in contents.items():
                 staged[key] = self._staging / secrets.token_hex(8)
                 write_file(staged[key], content, self._file_mode)
             for key, temporary in staged.items():
@@ -61,9 +64,11 @@ class Commit:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
             raise
+        for key in objects.keys() - contents.keys():
+            targets[key].unlink(missing_ok=True)
         for folder in folders:
             _sync_folder(folder)
-        return sum(map(len, objects.values()))
+        return sum(map(len, contents.values()))
 
     def release(self) -> None:
         """Remove the staging folder; nothing may be committed any more."""

@@ -3,7 +3,7 @@
 Through zarr's own codecs, so whatever zarr can write works: any codec, shard layout or format.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -15,13 +15,16 @@ from consumer.coverage import Box, Coverage
 from consumer.placement import Grid
 
 AnyArray = zarr.Array[Any]
-Objects = Mapping[str, bytes]
+# What is to be stored by key; None: nothing, and what is there is to be removed.
+Objects = Mapping[str, bytes | None]
 
 
 def encode(
     array: AnyArray, grid: Grid, block: Box, buffer: npt.NDArray[Any], filled: Iterable[Box]
 ) -> Objects:
     """Return the encoded files of a block that a filled box touches, by key in the store.
+
+    A file that would hold nothing but the fill value is None, unless the array stores those too.
 
     Parameters
     ----------
@@ -36,11 +39,22 @@ def encode(
     filled : iterable of Box
         Relative to the block.
     """
-    objects: dict[str, Buffer] = {}
-    target = _in_memory(array, objects)
-    for region in touched_files(grid, block, filled):
+    written: dict[str, Buffer] = {}
+    target = _in_memory(array, written)
+    regions = touched_files(grid, block, filled)
+    for region in regions:
         target[region.slices] = buffer[region.shifted(block.start).slices]
-    return {key: value.to_bytes() for key, value in objects.items()}
+    objects: dict[str, bytes | None] = {}
+    if not array.config.write_empty_chunks:
+        objects.update(dict.fromkeys(_keys(array, grid, regions)))
+    objects.update((key, value.to_bytes()) for key, value in written.items())
+    return objects
+
+
+def _keys(array: AnyArray, grid: Grid, regions: Iterable[Box]) -> Iterator[str]:
+    for region in regions:
+        for number in grid.files(region):
+            yield f"{array.path}/{array.metadata.encode_chunk_key(number)}"
 
 
 def touched_files(grid: Grid, block: Box, filled: Iterable[Box]) -> list[Box]:

@@ -231,7 +231,7 @@ class Flow:
         array.check(outline.entry)
         outline.check(array.layout)
         self._check_condemned(handle.key, array.layout.grid, outline)
-        handle.claim(outline.entry)
+        handle.claim(outline)
 
     def _check_condemned(self, array: ArrayKey, grid: Grid, outline: Outline) -> None:
         for key, (_until, error) in self._condemned.items():
@@ -250,7 +250,7 @@ class Flow:
                 self._handles.store(handle.key.store),
                 handle.opening,
                 max_block_bytes(self.budget.limit),
-                partial(self._opened, handle),
+                partial(self._opened, handle, handle.waiting[0] if handle.waiting else None),
             )
 
     def _wanted(self, handle: Handle, now: float) -> bool:
@@ -259,7 +259,13 @@ class Flow:
             handle.key.store, now
         )
 
-    def _opened(self, handle: Handle, array: OpenArray | None, error: ConsumerError | None) -> None:
+    def _opened(
+        self,
+        handle: Handle,
+        opened_for: Held | None,
+        array: OpenArray | None,
+        error: ConsumerError | None,
+    ) -> None:
         known = self._handles.store(handle.key.store)
         before = self._handles.note_opened(handle, array)
         if array is not None:
@@ -270,8 +276,10 @@ class Flow:
             self._faults.clear(handle.key.store)
             self._inbox.put_back(handle.waiting)
             handle.waiting.clear()
-        elif isinstance(error, ParkError) and handle.waiting:
-            self._park(handle.waiting.popleft(), error)
+        elif isinstance(error, ParkError) and opened_for is not None:
+            # Where the channel was lost meanwhile, the message comes again and is refused then.
+            if handle.waiting and handle.waiting[0] is opened_for:
+                self._park(handle.waiting.popleft(), error)
         elif error is not None:
             self._failed(handle.key.store, "open", error)
         self.advance()

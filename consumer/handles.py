@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from consumer.arrays import OpenArray, Store
 from consumer.blocks import ArrayKey
-from consumer.contract import ArrayEntry
 from consumer.errors import RunConflict, SourceConflict
 from consumer.inbox import Held
 from consumer.message import Outline
@@ -22,7 +21,7 @@ class Handle:
     Attributes
     ----------
     outline : Outline
-        What the first message said of it: it is made anew with this where it is gone.
+        What the first message that it took said of it: where it is gone, it is made anew so.
     array : OpenArray or None
         None while it is not open.
     before : OpenArray or None
@@ -34,6 +33,7 @@ class Handle:
     array: OpenArray | None = None
     before: OpenArray | None = None
     waiting: deque[Held] = field(default_factory=deque)
+    taken: bool = False
     source: str | None = None
     run: str | None = None
 
@@ -43,15 +43,15 @@ class Handle:
         first = self.waiting[0].outline if self.waiting else None
         return first or self.outline
 
-    def claim(self, entry: ArrayEntry) -> None:
-        """Bind the array to the message's source and run, or refuse a second one.
+    def claim(self, outline: Outline) -> None:
+        """Bind the array to the source and run of a message that it takes, or refuse a second one.
 
         Raises
         ------
         SourceConflict, RunConflict
             With both values.
         """
-        where = f"{self.key.store}/{self.key.path}"
+        entry, where = outline.entry, f"{self.key.store}/{self.key.path}"
         if entry.source and self.source and entry.source != self.source:
             raise SourceConflict(
                 f"{where}: source {entry.source!r} is not {self.source!r}, which fills this array"
@@ -60,6 +60,8 @@ class Handle:
             raise RunConflict(f"{where}: run {entry.run!r} is not {self.run!r}, which fills it")
         self.source = self.source or entry.source
         self.run = self.run or entry.run
+        if not self.taken:
+            self.outline, self.taken = outline, True
 
 
 class Handles:

@@ -54,6 +54,15 @@ class Grid:
         )
         return Box(start, stop)
 
+    def files(self, box: Box) -> Iterator[tuple[int, ...]]:
+        """Yield the numbers of the files that `box` touches, along each axis."""
+        return itertools.product(
+            *(
+                range(a // n, -(-b // n))
+                for a, b, n in zip(box.start, box.stop, self.file, strict=True)
+            )
+        )
+
     def touched(self, box: Box) -> Box:
         """Return the blocks that `box` touches, as a box of block indices."""
         return Box(

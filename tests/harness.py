@@ -24,12 +24,15 @@ from consumer.testing import RabbitMQ, free_port
 READY_S = 30.0
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+def wait_until(
+    condition: Callable[[], bool], what: str | Callable[[], str], timeout_s: float = 60.0
+) -> None:
     """Return once the condition holds, or fail with what was waited for."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout_s:g} s in vain for {what}")
+            told = what if isinstance(what, str) else what()
+            raise AssertionError(f"waited {timeout_s:g} s in vain for {told}")
         time.sleep(0.02)
 
 
@@ -88,7 +91,7 @@ class Channel:
 
     def drain(self, queue: str) -> list[tuple[Any, bytes]]:
         """Take everything out of a queue: properties and body of each message."""
-        found = []
+        found: list[tuple[Any, bytes]] = []
         while True:
             method, properties, body = self.channel.basic_get(queue, auto_ack=True)
             if method is None:
@@ -148,7 +151,7 @@ class ConsumerProcess:
 
     def wait_ready(self) -> None:
         """Return once `/readyz` says so."""
-        wait_until(lambda: self.status("/readyz") == 200, f"readiness:\n{self.tail()}", READY_S)
+        wait_until(lambda: self.status("/readyz") == 200, lambda: f"ready:\n{self.tail()}", READY_S)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -213,7 +216,9 @@ class ConsumerProcess:
 
     def wait_settled(self, count: int, timeout_s: float = 120.0) -> None:
         """Return once so many deliveries are acknowledged or parked."""
-        wait_until(lambda: self.settled() >= count, f"{count} settled:\n{self.tail()}", timeout_s)
+        wait_until(
+            lambda: self.settled() >= count, lambda: f"{count} settled:\n{self.tail()}", timeout_s
+        )
 
     def tail(self) -> str:
         """The end of its log."""
