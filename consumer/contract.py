@@ -201,7 +201,7 @@ class ArrayEntry(_Model):
     ) -> dict[str, JsonValue] | None:
         if attributes is None:
             return None
-        size = len(json.dumps(attributes, allow_nan=False).encode())
+        size = len(json.dumps(attributes, allow_nan=False, ensure_ascii=False).encode())
         if size > MAX_ATTRIBUTES_BYTES:
             raise ValueError(f"{size} bytes of JSON; at most {MAX_ATTRIBUTES_BYTES} are taken")
         return attributes

@@ -11,10 +11,9 @@ from functools import partial
 
 from consumer.arrays import OpenArray
 from consumer.assembler import Assembler
-from consumer.blocks import ArrayKey, BlockKey, DeliveryId, Write
+from consumer.blocks import ArrayKey, DeliveryId, Write
 from consumer.broker import Delivery, Settling
 from consumer.budget import Budget, max_block_bytes
-from consumer.coverage import Box
 from consumer.errors import (
     BrokerLost,
     ConsumerError,
@@ -24,18 +23,16 @@ from consumer.errors import (
     StoreRemoved,
     Unexpected,
 )
+from consumer.faults import Condemned, Faults
 from consumer.handles import Handle, Handles
 from consumer.inbox import Held, Inbox
 from consumer.message import Message, Outline, decode
 from consumer.metrics import Metrics
-from consumer.placement import Grid
 from consumer.scratch import Scratch
 from consumer.settings import Settings
-from consumer.storage import Faults, Storage, Written
+from consumer.storage import Storage, Written
 
 log = logging.getLogger(__name__)
-
-_CONDEMNED_S = 60.0
 
 
 class Flow:
@@ -88,14 +85,12 @@ class Flow:
         self._handles: Handles = Handles(settings.max_open_arrays)
         self._held: dict[DeliveryId, Held] = {}
         self._parking: set[DeliveryId] = set()
-        self._condemned: dict[BlockKey, tuple[float, ParkError]] = {}
+        self._condemned = Condemned()
         self._faults = Faults(settings.retry_max_s)
         self._starved = False
         self._draining = False
         # Settling may call back at once; what follows is then done in the loop, not in depth.
         self._advancing = self._again = False
-
-    # -- what the broker tells ------------------------------------------------------------------
 
     def deliver(self, delivery: Delivery, body: bytes) -> None:
         """Take a delivery."""
@@ -122,8 +117,6 @@ class Flow:
         self._held.clear()
         self._starved = False
 
-    # -- the flow -------------------------------------------------------------------------------
-
     def advance(self) -> None:
         """Do all that can be done now."""
         if self._advancing:
@@ -144,7 +137,7 @@ class Flow:
     def tick(self) -> None:
         """Do what only time brings about; call it a few times a second."""
         now = self._clock()
-        self._condemned = {k: v for k, v in self._condemned.items() if v[0] > now}
+        self._condemned.expire(now)
         self._watch_age(now)
         for handle in self._handles.surplus(self.assembler.uses):
             self.assembler.forget_stored(handle.key)
@@ -230,18 +223,8 @@ class Flow:
     def _check(self, handle: Handle, array: OpenArray, outline: Outline) -> None:
         array.check(outline.entry)
         outline.check(array.layout)
-        self._check_condemned(handle.key, array.layout.grid, outline)
+        self._condemned.check(handle.key, array.layout.grid, outline.boxes)
         handle.claim(outline)
-
-    def _check_condemned(self, array: ArrayKey, grid: Grid, outline: Outline) -> None:
-        for key, (_until, error) in self._condemned.items():
-            block = Box(key.block, tuple(i + 1 for i in key.block))
-            if key.array == array and any(
-                grid.touched(b).intersection(block) for b in outline.boxes
-            ):
-                raise error
-
-    # -- opening --------------------------------------------------------------------------------
 
     def _open_arrays(self) -> None:
         now = self._clock()
@@ -283,8 +266,6 @@ class Flow:
         elif error is not None:
             self._failed(handle.key.store, "open", error)
         self.advance()
-
-    # -- writing --------------------------------------------------------------------------------
 
     def _start_writes(self) -> None:
         now = self._clock()
@@ -335,7 +316,7 @@ class Flow:
                 "error": str(error),
             },
         )
-        self._condemned[write.key] = (self._clock() + _CONDEMNED_S, error)
+        self._condemned.note(write.key, error, self._clock())
         for identity in self.assembler.condemn(write):
             if self._held.pop(identity, None) is not None:
                 self._broker.requeue(identity)
@@ -359,8 +340,6 @@ class Flow:
                 "wait_s": round(wait, 2),
             },
         )
-
-    # -- settling -------------------------------------------------------------------------------
 
     def _acknowledge(self, identity: DeliveryId) -> None:
         held = self._held.pop(identity)
@@ -399,8 +378,6 @@ class Flow:
         """Let the broker deliver everything again."""
         self.channel_lost()
         self._broker.reset(reason, hold=lambda: not self._storage.root_writable)
-
-    # -- time -----------------------------------------------------------------------------------
 
     def _watch_age(self, now: float) -> None:
         """Give deliveries back before the broker takes them away."""

@@ -1,4 +1,4 @@
-"""The work on the output root, in worker threads, and what is known of its faults.
+"""The work on the output root, in worker threads, and the translation of its errors.
 
 Each call returns at once; its `done` is called on the owning thread with a result or an error of
 the consumer's own.
@@ -6,7 +6,6 @@ the consumer's own.
 
 import logging
 import math
-import random
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +27,6 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Done = Callable[[Result | None, ConsumerError | None], None]
-_FIRST_RETRY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,37 +171,3 @@ def write_block(array: OpenArray, write: Write) -> Written:
 def _log_error(_result: object, error: ConsumerError | None) -> None:
     if error is not None:
         log.warning("a store could not be released", extra={"error": str(error)})
-
-
-@dataclass(slots=True)
-class _Fault:
-    until: float
-    failures: int
-
-
-class Faults:
-    """Which stores are left alone for now, and until when."""
-
-    def __init__(self, longest_s: float) -> None:
-        self._longest_s = longest_s
-        self._faults: dict[str, _Fault] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._faults)
-
-    def note(self, store: str, now: float) -> float:
-        """Take note of a fault; return how long the store is left alone, in seconds."""
-        fault = self._faults.setdefault(store, _Fault(now, 0))
-        most = min(self._longest_s, _FIRST_RETRY_S * 2.0**fault.failures)
-        wait = random.uniform(most / 2, most)  # noqa: S311 - jitter
-        fault.until, fault.failures = now + wait, min(fault.failures + 1, 16)
-        return wait
-
-    def clear(self, store: str) -> bool:
-        """Take note that the store works; return whether it did not before."""
-        return self._faults.pop(store, None) is not None
-
-    def paused(self, store: str, now: float) -> bool:
-        """Whether the store is to be left alone."""
-        fault = self._faults.get(store)
-        return fault is not None and now < fault.until

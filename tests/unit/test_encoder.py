@@ -94,7 +94,7 @@ def encoded(array: AnyArray, values: npt.NDArray[Any]) -> dict[str, bytes]:
     for box in blocks(grid):
         made = encode(array, grid, box, values[box.slices], whole(box))
         assert not made.keys() & objects.keys()
-        objects |= made
+        objects.update((key, value) for key, value in made.items() if value is not None)
     return objects
 
 

@@ -1,0 +1,73 @@
+"""What is known of failures: which stores are left alone for a while, which blocks for good."""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from consumer.blocks import ArrayKey, BlockKey
+from consumer.coverage import Box
+from consumer.errors import ParkError
+from consumer.placement import Grid
+
+_FIRST_RETRY_S = 0.5
+_CONDEMNED_S = 60.0
+
+
+@dataclass(slots=True)
+class _Fault:
+    until: float
+    failures: int
+
+
+class Faults:
+    """Which stores are left alone for now, and until when."""
+
+    def __init__(self, longest_s: float) -> None:
+        self._longest_s = longest_s
+        self._faults: dict[str, _Fault] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._faults)
+
+    def note(self, store: str, now: float) -> float:
+        """Take note of a fault; return how long the store is left alone, in seconds."""
+        fault = self._faults.setdefault(store, _Fault(now, 0))
+        most = min(self._longest_s, _FIRST_RETRY_S * 2.0**fault.failures)
+        wait = random.uniform(most / 2, most)  # noqa: S311 - jitter
+        fault.until, fault.failures = now + wait, min(fault.failures + 1, 16)
+        return wait
+
+    def clear(self, store: str) -> bool:
+        """Take note that the store works; return whether it did not before."""
+        return self._faults.pop(store, None) is not None
+
+    def paused(self, store: str, now: float) -> bool:
+        """Whether the store is to be left alone."""
+        fault = self._faults.get(store)
+        return fault is not None and now < fault.until
+
+
+class Condemned:
+    """Blocks that can never be written, for as long as it takes to park their deliveries.
+
+    Not longer, since somebody may mend what is stored.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: dict[BlockKey, tuple[float, ParkError]] = {}
+
+    def note(self, key: BlockKey, error: ParkError, now: float) -> None:
+        """Take note of a block that can never be written."""
+        self._blocks[key] = (now + _CONDEMNED_S, error)
+
+    def expire(self, now: float) -> None:
+        """Give blocks another chance."""
+        self._blocks = {key: found for key, found in self._blocks.items() if found[0] > now}
+
+    def check(self, array: ArrayKey, grid: Grid, boxes: Iterable[Box]) -> None:
+        """Raise the block's error where one of the boxes touches such a block."""
+        touched = [grid.touched(box) for box in boxes] if self._blocks else []
+        for key, (_until, error) in self._blocks.items():
+            block = Box(key.block, tuple(i + 1 for i in key.block))
+            if key.array == array and any(blocks.intersection(block) for blocks in touched):
+                raise error
