@@ -72,6 +72,11 @@ class OpenArray:
                     f"{_shown(stored)}"
                 )
 
+    def require(self) -> None:
+        """Raise FileNotFoundError where the array's metadata is gone: somebody removed it."""
+        name = "zarr.json" if self.array.metadata.zarr_format == 3 else ".zarray"
+        (self.store.path / self.path / name).stat()
+
     def read(self, box: Box) -> npt.NDArray[Any]:
         """Return what is stored in a box; the fill value where nothing is.
 

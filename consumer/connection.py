@@ -15,6 +15,7 @@ from pika.adapters.utils import io_services_utils
 from pika.channel import Channel
 from pika.exceptions import AMQPError
 
+from consumer.errors import UnusableSettings
 from consumer.metrics import Metrics
 from consumer.settings import Settings, address
 
@@ -129,6 +130,24 @@ class Connection:
             },
         )
         self._loop.call_later(wait, self.open)
+
+
+def check_credentials(settings: Settings) -> None:
+    """Check that files of user, password and certificates can be used.
+
+    Raises
+    ------
+    UnusableSettings
+        With the setting or file at fault.
+    """
+    try:
+        for host in settings.hosts:
+            _parameters(settings, host, "check")
+    except (OSError, ssl.SSLError, ValueError) as error:
+        raise UnusableSettings(
+            "one of username_file, password_file, tls_ca_file, tls_certificate_file and "
+            f"tls_key_file cannot be used: {error}"
+        ) from error
 
 
 def _parameters(settings: Settings, host: str, purpose: str) -> pika.ConnectionParameters:

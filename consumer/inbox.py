@@ -12,9 +12,7 @@ from consumer.errors import BrokerLost
 from consumer.message import Message, Outline
 from consumer.scratch import Scratch, ScratchFull
 
-# Bodies handed to the scratch thread and not yet in the file; and how long to wait for that, well
-# below what would cost a heartbeat.
-_SPILL_WINDOW_BYTES = 32 << 20
+# How long to wait for the scratch thread, well below what would cost a heartbeat.
 _SPILL_WAIT_S = 0.5
 _LOADING = 2
 
@@ -54,11 +52,13 @@ class Inbox:
     Parameters
     ----------
     reserve : int
-        Bytes of the bodies' share kept free: for decompressing one message.
+        Bytes of the bodies' share kept free: for decompressing one message, and for those on their
+        way to the scratch file.
     post : callable
         Runs a callable on the owning thread.
     loaded, failed : callable
-        Called on the owning thread when a body is back in memory, and when the scratch failed.
+        Called on the owning thread when there is a body or room for one, and when the scratch
+        failed.
     """
 
     def __init__(
@@ -168,18 +168,25 @@ class Inbox:
             self._scratch.get(partial(self._read, held, self._generation))
 
     def _spill(self, held: Held, body: bytes) -> None:
-        if not self._scratch.keeps_up(_SPILL_WINDOW_BYTES, _SPILL_WAIT_S):
+        if not self._scratch.keeps_up(self._reserve, _SPILL_WAIT_S):
             raise BrokerLost("the scratch file does not keep up with the deliveries")
         try:
-            self._scratch.put(body, self._written)
+            self._scratch.put(body, partial(self._written, len(body)))
         except ScratchFull as error:
             raise BrokerLost(f"{error}; raise TILES_SCRATCH_BYTES") from None
         self._budget.take("scratch", len(body))
+        self._budget.take("bodies", len(body))
         self._spilled.append(held)
 
-    def _written(self, error: BaseException | None) -> None:
+    def _written(self, nbytes: int, error: BaseException | None) -> None:
+        self._post(partial(self._note_written, nbytes, error))
+
+    def _note_written(self, nbytes: int, error: BaseException | None) -> None:
+        self._budget.give("bodies", nbytes)
         if error is not None:
-            self._post(partial(self._failed, f"the scratch file cannot be written: {error}"))
+            self._failed(f"the scratch file cannot be written: {error}")
+        else:
+            self._loaded()
 
     def _read(self, held: Held, generation: int, ended: "Future[bytes]") -> None:
         self._post(partial(self._note_read, held, generation, ended))

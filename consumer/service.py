@@ -3,6 +3,7 @@
 On SIGTERM or SIGINT: cancel the subscription, flush, acknowledge, release, close, exit 0.
 """
 
+import ctypes
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ from http.server import ThreadingHTTPServer
 
 from consumer.broker import Broker, Loop
 from consumer.commit import probe
+from consumer.connection import check_credentials
 from consumer.errors import ConsumerError, StopError, UnusableRoot, UnusableSettings
 from consumer.flow import Flow
 from consumer.health import Health, serve
@@ -24,6 +26,8 @@ from consumer.topology import topology
 
 TICK_S = 0.2
 _CLOSE_S = 2.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGE_BYTES = 1 << 20
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +185,21 @@ def run(settings: Settings) -> int:
     unknown = unknown_variables(settings)
     if unknown:
         log.warning("environment variables that are no settings", extra={"variables": unknown})
+    check_credentials(settings)
+    give_memory_back()
     return Service(settings).run()
+
+
+def give_memory_back() -> None:
+    """Have the C library return large buffers to the system as soon as they are freed.
+
+    glibc raises its threshold for that with the first large one, and then keeps what it freed: up
+    to twice the budget would stay resident (mallopt(3)).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+        if mallopt is not None:
+            mallopt(parameter, _LARGE_BYTES)
 
 
 def unknown_variables(settings: Settings) -> list[str]:

@@ -154,7 +154,11 @@ class Storage:
 
 
 def write_block(array: OpenArray, write: Write) -> Written:
-    """Write a block durably: what is stored below it is read only where the buffer has holes."""
+    """Write a block durably: what is stored below it is read only where the buffer has holes.
+
+    The array must exist before, so that no folders are made for one that was removed, and after,
+    so that nothing counts as written that went with it.
+    """
     started = monotonic()
     whole = write.buffer
     if write.merge:
@@ -162,7 +166,9 @@ def write_block(array: OpenArray, write: Write) -> Written:
         for box in write.filled:
             whole[box.slices] = write.buffer[box.slices]
     objects = array.encode(write.box, whole, write.filled)
+    array.require()
     committed = array.store.commit.commit(objects)
+    array.require()
     files = touched_files(array.layout.grid, write.box, write.filled)
     encoded = sum(math.prod(box.shape) for box in files) * whole.itemsize
     return Written(whole, encoded, committed, monotonic() - started)

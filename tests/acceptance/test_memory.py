@@ -56,7 +56,7 @@ class Case:
     complete: bool
     compress: bool = False
     slow: bool = False
-    large: int = 48
+    large: int = 128
     small: int = 500
 
 
@@ -87,10 +87,10 @@ def sent(case: Case) -> Iterator[tuple[dict[str, Any], int, tuple[int, int]]]:
 
 
 CASES = {
-    "one complete array, plain": Case(1, None, complete=True, large=128),
+    "one complete array, plain": Case(1, None, complete=True),
     "one complete array, sharded": Case(1, [1, 2048, 2048], complete=True),
     "many partly filled arrays, plain": Case(32, None, complete=False),
-    "many partly filled arrays, sharded": Case(32, [1, 1024, 1024], complete=False, large=128),
+    "many partly filled arrays, sharded": Case(32, [1, 1024, 1024], complete=False),
     "arrays that open slowly": Case(8, None, complete=True, slow=True),
     "compressed, an array that opens slowly": Case(
         1, [1, 1024, 1024], complete=True, compress=True, slow=True
