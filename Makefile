@@ -3,10 +3,10 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint requirements clean
+.PHONY: help demo test test-full lint requirements clean
 
 help: ## List these commands.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Run the demo with a RabbitMQ of its own; ARGS="--help" lists its options.
 	@deploy/scripts/setup-python .venv demo $(PYTHON)
@@ -18,6 +18,9 @@ test: ## Run all tests, and on Python 3.13, where there is one, those that need 
 	@deploy/scripts/setup-rabbitmq || [ -z "$${CI:-}" ]
 	.venv/bin/python -m pytest
 	@deploy/scripts/test-on 3.13 tests/unit tests/simulation
+
+test-full: export FULL = 1
+test-full: test ## Run all tests at their full size.
 
 lint: ## Check style and types.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)

@@ -3,8 +3,10 @@
 Shares no code with the consumer: neither its placement nor its encoding.
 """
 
+import contextlib
 import itertools
 import json
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -16,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 import zstandard
-from harness import Channel, ConsumerProcess
+from harness import Channel, ConsumerProcess, ended
 from safetensors.numpy import save
 
 from consumer.message import Encoded
+from consumer.testing import RabbitMQ
 
 Values = npt.NDArray[Any]
 Entry = dict[str, Any]
@@ -264,6 +267,16 @@ class Stitching:
         """Check that what is stored is what numpy stitched, bit for bit."""
         for picture in pictures:
             identical(self.values(picture), picture.image)
+
+
+@contextlib.contextmanager
+def running(broker: RabbitMQ, folder: Path, **settings: Any) -> Iterator[Stitching]:
+    """Run a consumer of a queue of its own, with a producer, and end it."""
+    prefix = f"t{uuid.uuid4().hex[:12]}"
+    wanted: dict[str, Any] = {"topology_prefix": prefix, "idle_s": 0.2} | settings
+    consumer = ConsumerProcess(broker, folder / "root", folder / "consumer.log", **wanted)
+    with ended(consumer), Channel(broker, prefix) as producer:
+        yield Stitching(consumer.start(), producer, folder / "root")
 
 
 def identical(found: Values, wanted: Values) -> None:

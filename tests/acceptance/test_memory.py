@@ -1,6 +1,7 @@
 """Memory stays within the budget, whatever arrives."""
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from consumer.message import Encoded, encode
 MIB = 1 << 20
 BUDGET = 256 * MIB
 PEAK = BUDGET + 200 * MIB
+# The short form, for every change, floods two of the cases with all 128 large tiles, the rest with 40.
+FULL = bool(os.environ.get("FULL"))
 SMALL, LARGE = (128, 128), (2047, 2048)
 
 
@@ -56,7 +59,7 @@ class Case:
     complete: bool
     compress: bool = False
     slow: bool = False
-    large: int = 128
+    large: int = 128 if FULL else 40
     small: int = 500
 
 
@@ -87,10 +90,10 @@ def sent(case: Case) -> Iterator[tuple[dict[str, Any], int, tuple[int, int]]]:
 
 
 CASES = {
-    "one complete array, plain": Case(1, None, complete=True),
+    "one complete array, plain": Case(1, None, complete=True, large=128),
     "one complete array, sharded": Case(1, [1, 2048, 2048], complete=True),
     "many partly filled arrays, plain": Case(32, None, complete=False),
-    "many partly filled arrays, sharded": Case(32, [1, 1024, 1024], complete=False),
+    "many partly filled arrays, sharded": Case(32, [1, 1024, 1024], complete=False, large=128),
     "arrays that open slowly": Case(8, None, complete=True, slow=True),
     "compressed, an array that opens slowly": Case(
         1, [1, 1024, 1024], complete=True, compress=True, slow=True

@@ -150,6 +150,24 @@ def test_bad_messages_are_parked_though_connections_are_cut(
     assert parked == set(map(str, range(150)))
 
 
+def test_a_parking_that_outlives_its_channel_acknowledges_nothing_on_the_next(
+    make_consumer: MakeConsumer, producer: Channel, proxy: Proxy
+) -> None:
+    bad = Image(0, "a.zarr", "x", (64, 64), 64).message((0, 0))
+    with make_consumer(hosts=proxy.host) as consumer:
+        producer.channel.queue_delete(f"{producer.prefix}.parked")
+        producer.publish(bad, type="tiles.v9")
+        retries = 'tiles_retries_total{operation="park"}'
+        wait_until(lambda: consumer.metrics()[retries] > 0, "a parked message returned")
+        proxy.cut()
+        wait_subscribed(consumer, 2)
+        wait_done(consumer, producer)
+        assert consumer.metrics()[RECONNECTS] == 1
+        assert consumer.stop() == 0
+    assert "PRECONDITION_FAILED" not in consumer.log.read_text()
+    assert producer.depth(f"{producer.prefix}.parked") >= 1
+
+
 def test_connecting_again_backs_off_with_jitter(make_consumer: MakeConsumer, proxy: Proxy) -> None:
     settings = {"hosts": proxy.host, "reconnect_min_s": 0.1, "reconnect_max_s": 0.8}
     with make_consumer(**settings) as consumer:

@@ -1,6 +1,7 @@
 """Whatever order tiles come in, however often and however slowly, the array is the same."""
 
 import contextlib
+import itertools
 import os
 import random
 import uuid
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from harness import Channel, ConsumerProcess, ended, wait_until
-from stitching import Numbers, Picture, Stitching, crop, region
+from stitching import Numbers, Picture, Stitching, crop, region, running
 
 from consumer.message import Encoded
 from consumer.testing import RabbitMQ
@@ -66,6 +67,7 @@ SCARCE = {
     "scratch_bytes": 64 << 20,
     "prefetch_count": 24,
 }
+_FOLDERS = itertools.count()
 
 
 @pytest.fixture
@@ -74,6 +76,27 @@ def rng() -> random.Random:
     seed = int(os.environ.get(SEED) or random.SystemRandom().getrandbits(32))
     print(f"{SEED}={seed}")
     return random.Random(seed)
+
+
+@pytest.fixture(scope="module")
+def plenty(broker: RabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stitching]:
+    """A consumer that holds all arrays in memory, for the tests that do not stop it."""
+    with running(broker, tmp_path_factory.mktemp("plenty")) as stitching:
+        yield stitching
+
+
+@pytest.fixture(scope="module")
+def scarce(broker: RabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stitching]:
+    """A consumer that holds hardly any array in memory, for the tests that do not stop it."""
+    with running(broker, tmp_path_factory.mktemp("scarce"), **SCARCE) as stitching:
+        yield stitching
+
+
+@pytest.fixture(params=["plenty", "scarce"])
+def stitching(request: pytest.FixtureRequest) -> Stitching:
+    """Either consumer."""
+    found: Stitching = request.getfixturevalue(request.param)
+    return found
 
 
 Consumer = Callable[..., contextlib.AbstractContextManager[Stitching]]
@@ -96,9 +119,9 @@ def consumer(broker: RabbitMQ, prefix: str, producer: Channel, tmp_path: Path) -
 
 
 def pictures() -> list[Picture]:
-    """Return the six arrays, empty."""
-    numbers = Numbers()
-    return [Picture(numbers, dict(fields)) for fields in ARRAYS]
+    """Return the six arrays, empty, in a folder of their own."""
+    numbers, folder = Numbers(), next(_FOLDERS)
+    return [Picture(numbers, of | {"store": f"{folder}/{of['store']}"}) for of in ARRAYS]
 
 
 def shuffled(messages: list[Encoded], rng: random.Random) -> list[Encoded]:
@@ -111,35 +134,38 @@ def shuffled(messages: list[Encoded], rng: random.Random) -> list[Encoded]:
     return messages + late
 
 
-@pytest.mark.parametrize("settings", [{}, SCARCE], ids=["plenty of memory", "hardly any memory"])
 def test_shuffled_and_repeated_tiles_make_the_same_arrays(
-    consumer: Consumer, rng: random.Random, settings: dict[str, Any]
+    stitching: Stitching, rng: random.Random
 ) -> None:
     drawn = pictures()
     tiles = [(picture, tile) for picture in drawn for tile in picture.tiles(96, 16)]
     messages = shuffled([picture.message(tile) for picture, tile in tiles], rng)
-    with consumer(**settings) as stitching:
-        stitching.write(messages)
-        assert stitching.acknowledged == len(messages)
-        stitching.check(*drawn)
+    stitching.write(messages)
+    stitching.check(*drawn)
+
+
+def test_all_that_was_published_is_acknowledged(plenty: Stitching, rng: random.Random) -> None:
+    before = plenty.acknowledged
+    drawn = pictures()
+    messages = [picture.message(tile) for picture in drawn for tile in picture.tiles(96, 16)]
+    count = plenty.publish(shuffled(messages, rng))
+    wait_until(lambda: plenty.acknowledged == before + count, "every acknowledgement")
+    assert plenty.producer.depth(f"{plenty.producer.prefix}.00") == 0
 
 
 def test_hardly_any_memory_makes_blocks_be_written_before_they_are_complete(
-    consumer: Consumer, rng: random.Random
+    scarce: Stitching, rng: random.Random
 ) -> None:
-    drawn = pictures()
-    tiles = [(picture, tile) for picture in drawn for tile in picture.tiles(96, 16)]
+    written = 'tiles_blocks_written_total{reason="pressure"}'
+    before = scarce.count(written)
+    tiles = [(picture, tile) for picture in pictures() for tile in picture.tiles(96, 16)]
     rng.shuffle(tiles)
-    with consumer(**SCARCE, idle_s=1000) as stitching:
-        stitching.publish(picture.message(tile) for picture, tile in tiles)
-        wait_until(
-            lambda: stitching.count('tiles_blocks_written_total{reason="pressure"}') > 0,
-            "a block to be written under pressure",
-        )
+    scarce.write(picture.message(tile) for picture, tile in tiles)
+    assert scarce.count(written) > before
 
 
 def test_shuffled_and_repeated_batches_make_the_same_arrays(
-    consumer: Consumer, rng: random.Random
+    stitching: Stitching, rng: random.Random
 ) -> None:
     drawn = pictures()
     messages = []
@@ -149,20 +175,18 @@ def test_shuffled_and_repeated_batches_make_the_same_arrays(
         while tiles:
             batch = [tiles.pop() for _ in range(min(len(tiles), rng.randint(1, 6)))]
             messages.append(picture.message(*batch))
-    with consumer() as stitching:
-        stitching.write(shuffled(messages, rng))
-        stitching.check(*drawn)
+    stitching.write(shuffled(messages, rng))
+    stitching.check(*drawn)
 
 
 def test_tiles_repeated_after_all_was_written_change_nothing(
-    consumer: Consumer, rng: random.Random
+    stitching: Stitching, rng: random.Random
 ) -> None:
     drawn = pictures()
     messages = [picture.message(tile) for picture in drawn for tile in picture.tiles(96, 16)]
-    with consumer() as stitching:
-        stitching.write(messages)
-        stitching.write(rng.sample(messages, len(messages) // 3))
-        stitching.check(*drawn)
+    stitching.write(messages)
+    stitching.write(rng.sample(messages, len(messages) // 3))
+    stitching.check(*drawn)
 
 
 # -- slow producers -----------------------------------------------------------------------------
@@ -186,31 +210,28 @@ def check(stitching: Stitching, drawn: list[Picture]) -> None:
 
 
 def test_incomplete_arrays_are_written_when_no_more_tiles_come(
-    consumer: Consumer, rng: random.Random
+    stitching: Stitching, rng: random.Random
 ) -> None:
     drawn = pictures()
     first, *_ = spells(drawn, rng, 3)
-    with consumer() as stitching:
-        write_spell(stitching, first)
-        check(stitching, drawn)
+    write_spell(stitching, first)
+    check(stitching, drawn)
 
 
-@pytest.mark.parametrize("settings", [{}, SCARCE], ids=["plenty of memory", "hardly any memory"])
 def test_arrays_that_are_filled_in_spells_have_no_holes(
-    consumer: Consumer, rng: random.Random, settings: dict[str, Any]
+    stitching: Stitching, rng: random.Random
 ) -> None:
     drawn = pictures()
-    with consumer(**settings) as stitching:
-        for spell in spells(drawn, rng, 3):
-            write_spell(stitching, spell)
-            check(stitching, drawn)
+    for spell in spells(drawn, rng, 3):
+        write_spell(stitching, spell)
+        check(stitching, drawn)
 
 
 def test_arrays_that_another_consumer_goes_on_with_have_no_holes(
     consumer: Consumer, rng: random.Random
 ) -> None:
     drawn = pictures()
-    for spell in spells(drawn, rng, 3):
+    for spell in spells(drawn, rng, 2):
         with consumer() as stitching:
             write_spell(stitching, spell)
             check(stitching, drawn)
@@ -219,7 +240,7 @@ def test_arrays_that_another_consumer_goes_on_with_have_no_holes(
 def test_a_consumer_that_goes_on_merges_with_what_is_stored(
     consumer: Consumer, rng: random.Random
 ) -> None:
-    drawn = pictures()
+    drawn = pictures()[:1]
     for spell in spells(drawn, rng, 2):
         with consumer() as stitching:
             write_spell(stitching, spell)
@@ -276,21 +297,15 @@ def allowed(picture: Picture, tiles: list[Any], stored: Any) -> Any:
     return good | (~touched & (stored == 0))
 
 
-@pytest.mark.parametrize(
-    ("settings", "pieces"),
-    [({}, 1), ({}, 3), (SCARCE, 1)],
-    ids=["at once", "in spells", "in hardly any memory"],
-)
+@pytest.mark.parametrize("pieces", [1, 3], ids=["at once", "in spells"])
 def test_where_crops_overlap_every_voxel_is_that_of_one_of_them(
-    consumer: Consumer, rng: random.Random, settings: dict[str, Any], pieces: int
+    stitching: Stitching, rng: random.Random, pieces: int
 ) -> None:
     drawn = [picture for picture in pictures() if picture.fields.get("dtype") != "uint16"]
     tiles = [overlapping(picture, rng, 12) for picture in drawn]
-    messages = shuffled(
-        [p.unchecked(tile) for p, of in zip(drawn, tiles, strict=True) for tile in of], rng
-    )
-    with consumer(**settings) as stitching:
-        for part in (messages[i::pieces] for i in range(pieces)):
-            stitching.write(part)
-        for picture, of in zip(drawn, tiles, strict=True):
-            assert allowed(picture, of, stitching.values(picture)).all()
+    pairs = zip(drawn, tiles, strict=True)
+    messages = shuffled([picture.unchecked(tile) for picture, of in pairs for tile in of], rng)
+    for part in (messages[i::pieces] for i in range(pieces)):
+        stitching.write(part)
+    for picture, of in zip(drawn, tiles, strict=True):
+        assert allowed(picture, of, stitching.values(picture)).all()
