@@ -22,7 +22,7 @@ from consumer.message import Encoded, encode
 MIB = 1 << 20
 BUDGET = 256 * MIB
 PEAK = BUDGET + 200 * MIB
-# The short form, for every change, floods two of the cases with all 128 large tiles, the rest with 40.
+# In the short form, two of the cases are flooded with all 128 large tiles, the rest with 40.
 FULL = bool(os.environ.get("FULL"))
 SMALL, LARGE = (128, 128), (2047, 2048)
 
