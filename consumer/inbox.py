@@ -52,8 +52,8 @@ class Inbox:
     Parameters
     ----------
     reserve : int
-        Bytes of the bodies' share kept free: for decompressing one message, and for those on their
-        way to the scratch file.
+        The largest message, in bytes. So much of the bodies' share is kept free: for decompressing
+        one, and for those on their way to the scratch file.
     post : callable
         Runs a callable on the owning thread.
     loaded, failed : callable
@@ -82,9 +82,10 @@ class Inbox:
         self._loading = 0
         self._generation = 0
 
-    @property
-    def _free(self) -> int:
-        return self._budget.free_for_bodies - self._reserve
+    def _fits(self, nbytes: int) -> bool:
+        """Whether a body may be in memory: one that is over every limit, to be parked, if alone."""
+        free = self._budget.free_for_bodies - self._reserve
+        return nbytes <= free or not self._budget.held["bodies"]
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -97,7 +98,7 @@ class Inbox:
         BrokerLost
             Where neither memory nor scratch file takes it: the channel must be given up.
         """
-        if self._spilled or len(body) > self._free:
+        if self._spilled or not self._fits(len(body)):
             self._spill(held, body)
         else:
             self.keep(held, body)
@@ -159,7 +160,7 @@ class Inbox:
         """Have bodies read back as far as the share allows."""
         while self._spilled and self._loading < _LOADING:
             size = self._scratch.next_size
-            if size > self._free:
+            if not self._fits(size):
                 return
             held = self._spilled.popleft()
             self.count(held, size)
@@ -173,6 +174,10 @@ class Inbox:
         try:
             self._scratch.put(body, partial(self._written, len(body)))
         except ScratchFull as error:
+            if len(body) > self._reserve:
+                # Over the limit of a message, and so counted on by no setting: to be parked.
+                self.keep(held, body)
+                return
             raise BrokerLost(f"{error}; raise TILES_SCRATCH_BYTES") from None
         self._budget.take("scratch", len(body))
         self._budget.take("bodies", len(body))

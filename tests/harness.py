@@ -154,7 +154,11 @@ class ConsumerProcess:
         wait_until(lambda: self.status("/readyz") == 200, lambda: f"ready:\n{self.tail()}", READY_S)
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
 
     def __exit__(
         self,

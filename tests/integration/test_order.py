@@ -164,17 +164,24 @@ def test_hardly_any_memory_makes_blocks_be_written_before_they_are_complete(
     assert scarce.count(written) > before
 
 
+def batches(picture: Picture, rng: random.Random) -> Iterator[list[Any]]:
+    """Yield a picture's tiles in any order, a few at a time, below the limit of a message."""
+    tiles = picture.tiles(96, 16)
+    rng.shuffle(tiles)
+    room = SCARCE["max_message_bytes"] // (
+        2 * max(tensor.nbytes for _, tensor in tiles if tensor is not None)
+    )
+    while tiles:
+        size = rng.randint(1, max(1, min(room, 6)))
+        yield tiles[:size]
+        del tiles[:size]
+
+
 def test_shuffled_and_repeated_batches_make_the_same_arrays(
     stitching: Stitching, rng: random.Random
 ) -> None:
     drawn = pictures()
-    messages = []
-    for picture in drawn:
-        tiles = picture.tiles(96, 16)
-        rng.shuffle(tiles)
-        while tiles:
-            batch = [tiles.pop() for _ in range(min(len(tiles), rng.randint(1, 6)))]
-            messages.append(picture.message(*batch))
+    messages = [picture.message(*tiles) for picture in drawn for tiles in batches(picture, rng)]
     stitching.write(shuffled(messages, rng))
     stitching.check(*drawn)
 
@@ -187,6 +194,20 @@ def test_tiles_repeated_after_all_was_written_change_nothing(
     stitching.write(messages)
     stitching.write(rng.sample(messages, len(messages) // 3))
     stitching.check(*drawn)
+
+
+def test_a_message_beyond_the_memory_is_parked_and_holds_up_none(
+    scarce: Stitching, rng: random.Random
+) -> None:
+    drawn = pictures()
+    huge = Picture(drawn[0].numbers, drawn[0].fields | {"array": "huge", "shape": [900, 900]})
+    [(entry, tensor)] = huge.tiles(900)
+    settled = scarce.consumer.settled()
+    messages = drawn[1].messages(drawn[1].tiles(96, 16))
+    count = scarce.publish([huge.unchecked((entry, tensor)), *messages])
+    scarce.consumer.wait_settled(settled + count, 30)
+    assert [reason for reason, _ in scarce.parked()] == ["too_large"]
+    scarce.check(drawn[1])
 
 
 # -- slow producers -----------------------------------------------------------------------------
