@@ -171,16 +171,17 @@ class Inbox:
     def _spill(self, held: Held, body: bytes) -> None:
         if not self._scratch.keeps_up(self._reserve, _SPILL_WAIT_S):
             raise BrokerLost("the scratch file does not keep up with the deliveries")
+        self._budget.take("bodies", len(body))
         try:
             self._scratch.put(body, partial(self._written, len(body)))
         except ScratchFull as error:
-            if len(body) > self._reserve:
-                # Over the limit of a message, and so counted on by no setting: to be parked.
-                self.keep(held, body)
-                return
-            raise BrokerLost(f"{error}; raise TILES_SCRATCH_BYTES") from None
+            self._budget.give("bodies", len(body))
+            if len(body) <= self._reserve:
+                raise BrokerLost(f"{error}; raise TILES_SCRATCH_BYTES") from None
+            # Over the limit of a message, so that no setting counts on it: to be parked.
+            self.keep(held, body)
+            return
         self._budget.take("scratch", len(body))
-        self._budget.take("bodies", len(body))
         self._spilled.append(held)
 
     def _written(self, nbytes: int, error: BaseException | None) -> None:
