@@ -17,8 +17,8 @@ from zarr.storage import LocalStore, MemoryStore
 
 from consumer.commit import Commit, refuse_links
 from consumer.contract import AXES, ArrayEntry, Codec, as_scalar
-from consumer.coverage import Box, Coverage
-from consumer.encoder import AnyArray, Objects, encode
+from consumer.coverage import Box
+from consumer.encoder import AnyArray, Encoder
 from consumer.errors import ArrayMismatch, DamagedBlock, InvalidMessage, TooLarge
 from consumer.placement import Layout, automatic_chunks, automatic_shards
 
@@ -48,6 +48,7 @@ class OpenArray:
     path: str
     layout: Layout
     array: AnyArray
+    encoder: Encoder
 
     def check(self, entry: ArrayEntry) -> None:
         """Check what a message says of the array against what is stored.
@@ -109,10 +110,6 @@ class OpenArray:
                 path = path.parent
         return paths
 
-    def encode(self, box: Box, buffer: npt.NDArray[Any], filled: Coverage) -> Objects:
-        """Return the encoded files of a block, as `consumer.encoder.encode`."""
-        return encode(self.array, self.layout.grid, box, buffer, filled)
-
 
 def open_store(root: Path, key: str, *, file_mode: int, folder_mode: int) -> Store:
     """Return a store's handle; the store need not exist yet.
@@ -162,7 +159,7 @@ def open_array(
     array = _opened(store, entry.array, write_empty_chunks)
     layout = _stored_layout(store, entry.array, array)
     _check_block(store, entry, layout, max_block_bytes)
-    return OpenArray(store, entry.array, layout, array)
+    return OpenArray(store, entry.array, layout, array, Encoder(array, layout.grid))
 
 
 def _node(store: Store, path: str) -> Literal["array", "group", ""]:
@@ -264,7 +261,7 @@ def _create(store: Store, entry: ArrayEntry, layout: Layout, groups: list[str]) 
         **_codec_arguments(entry.codecs),
     )
     wanted = [f"{path}/zarr.json".lstrip("/") for path in (*groups, entry.array)]
-    store.commit.commit({key: made[key].to_bytes() for key in wanted})
+    store.commit.commit({key: [made[key].to_bytes()] for key in wanted})
 
 
 def _codec_arguments(codecs: tuple[Codec, ...] | None) -> dict[str, Any]:

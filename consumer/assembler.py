@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from consumer.blocks import ArrayKey, Block, BlockKey, DeliveryId, Reason, Write
 from consumer.budget import ENCODING_FACTOR, Budget
+from consumer.buffers import Buffers
 from consumer.coverage import Coverage
 from consumer.message import Tile
 from consumer.placement import BlockIndex, Layout, Piece
@@ -50,8 +50,8 @@ class Assembler:
     Parameters
     ----------
     budget : Budget
-        Counts buffers (`blocks`), buffers kept for a later merge (`cached`) and what writes hold
-        beside their buffer (`encoding`).
+        Counts buffers (`blocks`), buffers kept for a later merge (`cached`) or another block
+        (`spare`) and what writes hold beside their buffer (`encoding`).
     idle_s, max_age_s : float
         When an array counts as idle, and how old a delivery may grow, in seconds.
     """
@@ -65,6 +65,7 @@ class Assembler:
         self._complete: dict[BlockKey, None] = {}
         self._deliveries: OrderedDict[DeliveryId, _Delivery] = OrderedDict()
         self._stored = Stored(budget)
+        self._buffers = Buffers(budget)
         self._pace: dict[ArrayKey, _Pace] = {}
         self._sizes: Counter[int] = Counter()
         self._writing = 0
@@ -147,8 +148,10 @@ class Assembler:
             block = self._blocks[key] = Block(key, box, nbytes)
             self._open.setdefault(key.array, {})[key] = None
             self._sizes[nbytes] += 1
-        block.buffer = np.empty(box.shape, delivery.layout.dtype) if cached is None else cached
         block.whole_base = cached is not None
+        if cached is None:
+            cached = self._buffers.take(box.shape, delivery.layout.dtype)
+        block.buffer = cached
         self._budget.take("blocks", nbytes)
         return block
 
@@ -157,7 +160,7 @@ class Assembler:
         largest = max((*self._sizes, nbytes))
         reserve = max(0, ENCODING_FACTOR * largest - self._budget.held["encoding"])
         while self._budget.free_for_blocks < nbytes + reserve:
-            if not self._stored.evict():
+            if not (self._buffers.evict() or self._stored.evict()):
                 return False
         return True
 
@@ -196,6 +199,8 @@ class Assembler:
             return None
         block, reason = found
         encoding = ENCODING_FACTOR * block.nbytes
+        while self._budget.free_for_blocks < encoding and self._buffers.evict():
+            pass
         if self._writing and self._budget.free_for_blocks < encoding:
             return None
         self._complete.pop(block.key, None)
@@ -270,18 +275,25 @@ class Assembler:
         current = write.tenure == self._tenure
         if current:
             self._stored.note(write.key, write.box, write.filled)
+        unused = [] if whole is write.buffer else [write.buffer]
         if block.buffer is None:
             self._drop(block)
             whole_now = self._stored.is_whole(block.key, block.box)
             if current and not whole_now and self._room_for(block.nbytes):
                 self._stored.keep(block.key, whole)
-        elif current:
-            block.lay_over(whole, Coverage())
-            block.whole_base = True
-            self._budget.give("blocks", block.nbytes)
-            self._note_complete(block)
+            else:
+                unused.append(whole)
         else:
             self._budget.give("blocks", block.nbytes)
+            if current:
+                unused.append(block.buffer)
+                block.lay_over(whole, Coverage())
+                block.whole_base = True
+                self._note_complete(block)
+            else:
+                unused.append(whole)
+        for buffer in unused:
+            self._buffers.give(buffer)
         return self._settle(block, write.deliveries)
 
     def failed(self, write: Write) -> None:

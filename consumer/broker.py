@@ -5,6 +5,7 @@ memory alarm blocks publishers only. A tag is used on the channel that it came f
 Every exception of pika ends here.
 """
 
+import itertools
 import logging
 import secrets
 from collections import OrderedDict, deque
@@ -104,6 +105,10 @@ class Broker:
         self._channel: Channel | None = None
         self._channel_number = 0
         self._consumer_tag = ""
+        # Delivery tags in the order of delivery, and those of them to be acknowledged next.
+        self._unsettled: dict[int, None] = {}
+        self._acknowledged: set[int] = set()
+        self._loop = loop
         self._parking = _Parking(loop, settings, topology, metrics)
         self._consuming = Connection(
             loop, settings, "consume", opened=self._opened, lost=self._lost, metrics=metrics
@@ -123,16 +128,22 @@ class Broker:
         self._parking.connection.open()
 
     def acknowledge(self, delivery: DeliveryId) -> bool:
-        """Acknowledge on the delivery's own channel; return whether that still exists."""
-        channel = self._channel_of(delivery)
-        if channel is not None:
-            channel.basic_ack(delivery.tag)
-        return channel is not None
+        """Acknowledge on the delivery's own channel; return whether that still exists.
+
+        Those of one turn of the loop go out together.
+        """
+        if self._channel_of(delivery) is None:
+            return False
+        if not self._acknowledged:
+            self._loop.call_later(0, self._send_acknowledgements)
+        self._acknowledged.add(delivery.tag)
+        return True
 
     def requeue(self, delivery: DeliveryId) -> None:
         """Have the broker deliver it again."""
         channel = self._channel_of(delivery)
         if channel is not None:
+            self._unsettled.pop(delivery.tag, None)
             channel.basic_nack(delivery.tag, requeue=True)
 
     def park(
@@ -153,6 +164,7 @@ class Broker:
         if properties is None:
             channel = self._channel_of(delivery.id)
             if channel is not None:
+                self._unsettled.pop(delivery.id.tag, None)
                 channel.basic_reject(delivery.id.tag, requeue=False)
             done(channel is not None)
             return
@@ -172,6 +184,7 @@ class Broker:
 
     def close(self) -> None:
         """Close both connections for good."""
+        self._send_acknowledgements()
         self._consuming.close()
         self._parking.connection.close()
 
@@ -179,6 +192,20 @@ class Broker:
     def closed(self) -> bool:
         """Whether both connections are closed."""
         return self._consuming.closed and self._parking.connection.closed
+
+    def _send_acknowledgements(self) -> None:
+        """Acknowledge at once what was delivered first and next to each other, then the rest."""
+        channel, settled = self._channel, self._acknowledged
+        self._acknowledged = set()
+        if channel is None or not channel.is_open:
+            return
+        first = list(itertools.takewhile(settled.__contains__, self._unsettled))
+        if first:
+            channel.basic_ack(first[-1], multiple=True)
+        for tag in sorted(settled.difference(first)):
+            channel.basic_ack(tag)
+        for tag in settled:
+            self._unsettled.pop(tag, None)
 
     def _channel_of(self, delivery: DeliveryId) -> Channel | None:
         channel = self._channel
@@ -224,11 +251,14 @@ class Broker:
             log.exception("a delivery cannot be understood; rejecting it to the parking queue")
             channel.basic_reject(identity.tag, requeue=False)
             return
+        self._unsettled[identity.tag] = None
         receiver.deliver(delivery, body)
 
     def _lost(self) -> None:
         had_channel, self._giving_up = self._channel is not None, False
         self._channel, self._consumer_tag = None, ""
+        self._unsettled.clear()
+        self._acknowledged.clear()
         self._parking.drop_waiting()
         if had_channel and self._receiver is not None:
             self._receiver.channel_lost()

@@ -6,7 +6,7 @@ rest is for blocks and what writing them takes.
 
 from dataclasses import dataclass, field
 
-KINDS = ("bodies", "blocks", "cached", "encoding", "scratch")
+KINDS = ("bodies", "blocks", "cached", "spare", "encoding", "scratch")
 BODY_SHARE = 4
 # A block is held up to four times while it is written: its buffer, and beside it the stored base,
 # the encoded chunks, and the shard that joins them.
@@ -42,5 +42,5 @@ class Budget:
     @property
     def free_for_blocks(self) -> int:
         """Bytes of the rest that are not held; negative where a lone write takes more."""
-        held = self.held["blocks"] + self.held["cached"] + self.held["encoding"]
+        held = sum(self.held[kind] for kind in ("blocks", "cached", "spare", "encoding"))
         return self.limit - self.limit // BODY_SHARE - held

@@ -1,21 +1,34 @@
 """Makes encoded files durable and visible below one store, each in one atomic step.
 
-What is encoded, and whether a store may be written at all, is decided elsewhere. Always by path:
-temporary file, fsync, rename over the target, fsync of the folder; folders that had to be made are
-synced up to the output root.
+What is encoded, and whether a store may be written at all, is decided elsewhere. Always by path,
+and grouped over all objects of a round: every temporary file written and synced, all renamed over
+their targets, every folder synced once, with those above folders that had to be made, up to the
+output root. Files are synced side by side: a disk that is asked for one at a time mostly waits.
 """
 
 import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import TypeVar
 
 from consumer.errors import UnsafePath
 from consumer.keys import STATE_FOLDER
 
+# The parts of one object, in order.
+Parts = Sequence[bytes | memoryview]
+
 _RELEASES_AT_ONCE = 5
+_FILES_AT_ONCE = 8
+# What one writev takes (IOV_MAX of Linux).
+_PARTS_AT_ONCE = 1024
+
+Item = TypeVar("Item")
+
+_files = ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="file")
 
 
 class Commit:
@@ -32,7 +45,7 @@ class Commit:
         self._folder_mode = folder_mode
         self._synced: set[Path] = set()
 
-    def commit(self, objects: Mapping[str, bytes | None]) -> int:
+    def commit(self, objects: Mapping[str, Parts | None]) -> int:
         """Write every object durably under its key in the store; return the bytes written.
 
         What is None is removed.
@@ -48,15 +61,14 @@ class Commit:
         """
         targets = {key: self._store / key for key in objects}
         folders = {target.parent for target in targets.values()}
-        for folder in folders:
-            self._make_folder(folder)
-        _despite_releases(self._make_staging)
+        made = {above for folder in folders for above in self._make_folder(folder)}
+        _despite_releases(lambda: made.update(self._make_folder(self._staging)))
         contents = {key: content for key, content in objects.items() if content is not None}
-        staged: dict[str, Path] = {}
+        staged = {key: self._staging / secrets.token_hex(8) for key in contents}
         try:
-            for key, content in contents.items():
-                staged[key] = self._staging / secrets.token_hex(8)
-                write_file(staged[key], content, self._file_mode)
+            _side_by_side(
+                lambda key: write_file(staged[key], contents[key], self._file_mode), contents
+            )
             for key, temporary in staged.items():
                 os.rename(temporary, targets[key])  # noqa: PTH104 - by path, as the protocol says
         except BaseException:
@@ -66,9 +78,9 @@ class Commit:
             raise
         for key in objects.keys() - contents.keys():
             targets[key].unlink(missing_ok=True)
-        for folder in folders:
-            _sync_folder(folder)
-        return sum(map(len, contents.values()))
+        _side_by_side(_sync_folder, folders | {folder.parent for folder in made})
+        self._synced |= made
+        return sum(len(part) for content in contents.values() for part in content)
 
     def release(self) -> None:
         """Remove the staging folder; nothing may be committed any more."""
@@ -83,25 +95,32 @@ class Commit:
         """Look at every folder again: somebody may have removed the store."""
         self._synced = set()
 
-    def _make_staging(self) -> None:
+    def _make_folder(self, folder: Path) -> Iterator[Path]:
+        """Make a folder and its parents, refuse links, and yield those to be synced from above."""
+        if folder == self._root or folder in self._synced:
+            return
+        yield from self._make_folder(folder.parent)
         try:
-            self._make_folder(self._staging)
+            folder.mkdir(self._folder_mode)
+            folder.chmod(self._folder_mode)
+        except FileExistsError:
+            refuse_links([folder])
         except FileNotFoundError:
             self.forget_folders()
             raise
+        yield folder
 
-    def _make_folder(self, folder: Path) -> None:
-        """Make a folder and its parents, refuse links, and sync what was made up to the root."""
-        if folder in self._synced:
-            return
-        if folder != self._root:
-            self._make_folder(folder.parent)
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(self._folder_mode)
-                folder.chmod(self._folder_mode)
-            refuse_links([folder])
-            _sync_folder(folder.parent)
-        self._synced.add(folder)
+
+def _side_by_side(work: Callable[[Item], None], items: Iterable[Item]) -> None:
+    """Do the work for every item, and return or raise only when none of it runs any more."""
+    items = list(items)
+    if len(items) == 1:
+        work(items[0])
+        return
+    running = [_files.submit(work, item) for item in items]
+    wait(running)
+    for ended in running:
+        ended.result()
 
 
 def refuse_links(paths: Iterable[Path]) -> None:
@@ -111,17 +130,26 @@ def refuse_links(paths: Iterable[Path]) -> None:
             raise UnsafePath(f"{path} is a symbolic link; links below the output root are refused")
 
 
-def write_file(path: Path, content: bytes, mode: int) -> None:
+def write_file(path: Path, content: Parts, mode: int) -> None:
     """Write a new file and sync it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         os.fchmod(descriptor, mode)
-        left = memoryview(content)
-        while left:
-            left = left[os.write(descriptor, left) :]
+        for first in range(0, len(content), _PARTS_AT_ONCE):
+            _write_all(descriptor, content[first : first + _PARTS_AT_ONCE])
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _write_all(descriptor: int, parts: Parts) -> None:
+    written = os.writev(descriptor, parts)
+    for part in parts:
+        # The system may take less than all: what is left is then written part by part.
+        left = memoryview(part)[min(written, len(part)) :]
+        written = max(0, written - len(part))
+        while left:
+            left = left[os.write(descriptor, left) :]
 
 
 def probe(root: Path) -> None:
@@ -133,7 +161,7 @@ def _probe(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     first, second = (folder / f"probe-{secrets.token_hex(8)}" for _ in range(2))
     try:
-        write_file(first, b"probe", 0o600)
+        write_file(first, [b"probe"], 0o600)
         first.rename(second)
         _sync_folder(folder)
     finally:

@@ -32,6 +32,9 @@ from consumer.scratch import Scratch
 from consumer.settings import Settings
 from consumer.storage import Storage, Written
 
+# So many that workers encode while others wait for the disk.
+_WRITES_PER_WORKER = 4
+
 log = logging.getLogger(__name__)
 
 
@@ -269,7 +272,7 @@ class Flow:
 
     def _start_writes(self) -> None:
         now = self._clock()
-        while self.assembler.writing < self._settings.workers:
+        while self.assembler.writing < self._settings.workers * _WRITES_PER_WORKER:
             write = self.assembler.next_write(
                 now,
                 pressure=self._starved or self._prefetch_exhausted(),
@@ -346,9 +349,11 @@ class Flow:
         if not self._broker.acknowledge(identity):
             return
         self._metrics.acknowledged.inc()
-        received = time.time() - (self._clock() - held.since)
+        now = time.time()
+        received = now - (self._clock() - held.since)
         sent = received if held.sent_ms is None else held.sent_ms / 1000
-        self._metrics.latency_seconds.observe(max(0.0, time.time() - sent))
+        self._metrics.latency_seconds.observe(max(0.0, now - sent))
+        self._metrics.last_acknowledged.set(now)
 
     def _park(self, held: Held, error: ParkError) -> None:
         delivery = held.delivery

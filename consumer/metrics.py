@@ -22,6 +22,10 @@ class Metrics:
         self.acknowledged = self._counter(
             "deliveries_acknowledged", "Deliveries acknowledged after a durable write."
         )
+        self.last_acknowledged = self._gauge(
+            "last_acknowledged_timestamp_seconds",
+            "When a delivery was last acknowledged.",
+        )
         self.parked = self._counter("deliveries_parked", "Deliveries parked.", "reason")
         self.tiles = self._counter("placed", "Tiles placed into blocks.")
         self.bytes_in = self._counter("received_bytes", "Bytes of bodies received.")

@@ -4,6 +4,7 @@ On SIGTERM or SIGINT: cancel the subscription, flush, acknowledge, release, clos
 """
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -28,6 +29,7 @@ TICK_S = 0.2
 _CLOSE_S = 2.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE_BYTES = 1 << 20
+_KEPT_BYTES = 64 << 20
 
 log = logging.getLogger(__name__)
 
@@ -187,6 +189,8 @@ def run(settings: Settings) -> int:
         log.warning("environment variables that are no settings", extra={"variables": unknown})
     check_credentials(settings)
     give_memory_back()
+    # What is loaded by now stays: the collector need not look at it again and again.
+    gc.freeze()
     return Service(settings).run()
 
 
@@ -194,12 +198,13 @@ def give_memory_back() -> None:
     """Have the C library return large buffers to the system as soon as they are freed.
 
     glibc raises its threshold for that with the first large one, and then keeps what it freed: up
-    to twice the budget would stay resident (mallopt(3)).
+    to twice the budget would stay resident (mallopt(3)). Of the small ones it keeps some, since
+    taking a body's memory anew from the system costs more than receiving it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
-        if mallopt is not None:
-            mallopt(parameter, _LARGE_BYTES)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def unknown_variables(settings: Settings) -> list[str]:

@@ -23,7 +23,7 @@ from zarr.storage import LocalStore
 
 from consumer.arrays import OpenArray, Store, open_array, open_store
 from consumer.contract import ArrayEntry
-from consumer.coverage import Box, Coverage
+from consumer.coverage import Box
 from consumer.errors import (
     ArrayMismatch,
     DamagedBlock,
@@ -390,7 +390,7 @@ def test_what_is_encoded_is_read_by_plain_zarr(store: Store, options: dict[str, 
     array = opened(store, entry())
     values = np.arange(90000, dtype="float32").reshape(2, 300, 150)
     whole = Box.of_shape(values.shape)
-    store.commit.commit(array.encode(whole, values, Coverage([whole])))
+    store.commit.commit(array.encoder.encode(whole, values, [whole]))
     np.testing.assert_array_equal(np.asarray(plain[:]), values)
 
 

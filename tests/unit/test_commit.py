@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,11 @@ class Event(NamedTuple):
     name: str
     path: Path
     target: Path = Path()
+
+
+def parts(objects: Mapping[str, bytes]) -> dict[str, list[bytes]]:
+    """Return objects as the commit takes them, in one part each."""
+    return {key: [content] for key, content in objects.items()}
 
 
 @pytest.fixture
@@ -58,31 +64,31 @@ def temporary_files(root: Path) -> list[Path]:
 
 
 def test_every_object_is_stored_under_its_key(root: Path) -> None:
-    commit_of(root).commit(OBJECTS)
+    commit_of(root).commit(parts(OBJECTS))
     assert stored(root) == OBJECTS
 
 
 def test_the_bytes_written_are_returned(root: Path) -> None:
-    assert commit_of(root).commit(OBJECTS) == sum(map(len, OBJECTS.values()))
+    assert commit_of(root).commit(parts(OBJECTS)) == sum(map(len, OBJECTS.values()))
 
 
 def test_what_was_stored_is_replaced(root: Path) -> None:
     commit = commit_of(root)
-    commit.commit(OBJECTS)
-    commit.commit({"zarr.json": b"longer than before"})
+    commit.commit(parts(OBJECTS))
+    commit.commit({"zarr.json": [b"longer than before"]})
     assert stored(root) == OBJECTS | {"zarr.json": b"longer than before"}
 
 
 def test_a_reader_of_the_replaced_file_still_reads_the_old_one_whole(root: Path) -> None:
     commit = commit_of(root)
-    commit.commit(OBJECTS)
+    commit.commit(parts(OBJECTS))
     with (root / STORE / "g/img/c/0/0").open("rb") as reader:
-        commit.commit({"g/img/c/0/0": b"new"})
+        commit.commit({"g/img/c/0/0": [b"new"]})
         assert reader.read() == b"first chunk"
 
 
 def test_no_temporary_file_is_left(root: Path) -> None:
-    commit_of(root).commit(OBJECTS)
+    commit_of(root).commit(parts(OBJECTS))
     assert temporary_files(root) == []
 
 
@@ -95,17 +101,25 @@ def test_a_commit_of_nothing_changes_nothing(root: Path) -> None:
 def test_short_writes_are_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda fd, content: write(fd, content[: max(1, size // 7)]))
+    write, most = os.write, max(1, size // 7)
+    monkeypatch.setattr(os, "write", lambda fd, content: write(fd, content[:most]))
+    monkeypatch.setattr(os, "writev", lambda fd, parts: write(fd, b"".join(parts)[:most]))
     content = os.urandom(size)
-    write_file(tmp_path / "file", content, 0o644)
+    places = [0, size // 9, size // 8, size // 2, size]
+    write_file(tmp_path / "file", [content[a:b] for a, b in pairwise(places)], 0o644)
+    assert (tmp_path / "file").read_bytes() == content
+
+
+def test_a_file_may_have_more_parts_than_one_call_takes(tmp_path: Path) -> None:
+    content = os.urandom(5000)
+    write_file(tmp_path / "file", [content[i : i + 2] for i in range(0, 5000, 2)], 0o644)
     assert (tmp_path / "file").read_bytes() == content
 
 
 def test_a_new_file_never_writes_into_one_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"others'")
     with pytest.raises(FileExistsError):
-        write_file(tmp_path / "file", b"ours", 0o644)
+        write_file(tmp_path / "file", [b"ours"], 0o644)
     assert (tmp_path / "file").read_bytes() == b"others'"
 
 
@@ -130,7 +144,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     def of_descriptor(descriptor: int, *_: Any) -> tuple[Path]:
         return (Path(f"/proc/self/fd/{descriptor}").readlink(),)
 
-    spy("write", of_descriptor)
+    spy("writev", of_descriptor)
     spy("fsync", of_descriptor)
     spy("rename", lambda source, target: (Path(source), Path(target)))
     spy("mkdir", lambda path, *_: (Path(path),))
@@ -155,14 +169,14 @@ def renames(events: list[Event]) -> Iterator[tuple[int, Path, Path]]:
 
 
 def test_every_object_is_renamed_into_place(root: Path, events: list[Event]) -> None:
-    commit_of(root).commit(OBJECTS)
+    commit_of(root).commit(parts(OBJECTS))
     assert {target for _, _, target in renames(events)} == {root / STORE / key for key in OBJECTS}
 
 
 def test_every_file_is_synced_after_its_last_write_and_before_its_rename(
     root: Path, events: list[Event]
 ) -> None:
-    commit_of(root).commit(OBJECTS)
+    commit_of(root).commit(parts(OBJECTS))
     for renamed, temporary, _ in renames(events):
         written = [i for i, event in enumerate(events) if event[:2] == ("write", temporary)]
         [at] = synced(events, temporary)
@@ -170,7 +184,7 @@ def test_every_file_is_synced_after_its_last_write_and_before_its_rename(
 
 
 def test_all_files_are_synced_before_the_first_is_renamed(root: Path, events: list[Event]) -> None:
-    commit_of(root).commit(OBJECTS)
+    commit_of(root).commit(parts(OBJECTS))
     first = min(i for i, _, _ in renames(events))
     assert all(synced(events, temporary)[0] < first for _, temporary, _ in renames(events))
 
@@ -178,16 +192,16 @@ def test_all_files_are_synced_before_the_first_is_renamed(root: Path, events: li
 def test_the_folder_of_each_object_is_synced_after_its_last_rename(
     root: Path, events: list[Event]
 ) -> None:
-    commit_of(root).commit(OBJECTS)
+    commit_of(root).commit(parts(OBJECTS))
     for renamed, _, target in renames(events):
         assert synced(events, target.parent)[-1] > renamed
 
 
 def test_each_folder_is_synced_once_for_all_its_objects(root: Path, events: list[Event]) -> None:
     commit = commit_of(root)
-    commit.commit(OBJECTS)
+    commit.commit(parts(OBJECTS))
     events.clear()
-    commit.commit(OBJECTS)
+    commit.commit(parts(OBJECTS))
     folders = {(root / STORE / key).parent for key in OBJECTS}
     files = {source for _, source, _ in renames(events)}
     assert sorted(event.path for event in of_kind(events, "fsync")) == sorted(folders | files)
@@ -196,7 +210,7 @@ def test_each_folder_is_synced_once_for_all_its_objects(root: Path, events: list
 def test_every_folder_made_is_synced_in_its_parent_up_to_the_root(
     root: Path, events: list[Event]
 ) -> None:
-    commit_of(root).commit(OBJECTS)
+    commit_of(root).commit(parts(OBJECTS))
     made = [(i, event.path) for i, event in enumerate(events) if event.name == "mkdir"]
     assert root / "plate7" in [folder for _, folder in made]
     for at, folder in made:
@@ -207,13 +221,13 @@ def test_folders_that_stood_are_synced_too_since_nobody_may_have_done_so(
     root: Path, events: list[Event]
 ) -> None:
     (root / STORE / "g/img/c/0").mkdir(parents=True)
-    commit_of(root).commit({"g/img/c/0/0": b"x"})
+    commit_of(root).commit({"g/img/c/0/0": [b"x"]})
     upwards = [root, root / "plate7", *(root / STORE / part for part in ("", "g", "g/img"))]
     assert all(synced(events, folder) for folder in upwards)
 
 
 def test_temporary_files_are_below_the_stores_own_state(root: Path, events: list[Event]) -> None:
-    commit_of(root).commit(OBJECTS)
+    commit_of(root).commit(parts(OBJECTS))
     assert all(source.is_relative_to(root / ".tiles" / STORE) for _, source, _ in renames(events))
 
 
@@ -235,8 +249,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, call: int, number: int =
 Fault = tuple[str, int, int]
 # Of a commit whose folders stand: five files are written, synced, renamed; then folders synced.
 NOT_DURABLE: dict[str, Fault] = {
-    "no space for the first file": ("write", 0, errno.ENOSPC),
-    "no space for the last file": ("write", 4, errno.ENOSPC),
+    "no space for the first file": ("writev", 0, errno.ENOSPC),
+    "no space for the last file": ("writev", 4, errno.ENOSPC),
     "first file cannot be made": ("open", 0, errno.EIO),
     "last file cannot be made": ("open", 4, errno.EDQUOT),
     "first file cannot be synced": ("fsync", 0, errno.EIO),
@@ -256,7 +270,7 @@ NEW = dict.fromkeys(OBJECTS, b"new")
 def standing(root: Path) -> Commit:
     """A commit that has committed before, so that its folders stand."""
     commit = commit_of(root)
-    commit.commit(OBJECTS)
+    commit.commit(parts(OBJECTS))
     return commit
 
 
@@ -267,7 +281,7 @@ def failed(standing: Commit, request: pytest.FixtureRequest) -> Commit:
     with pytest.MonkeyPatch.context() as faulty:
         failing(faulty, name, call, number)
         with pytest.raises(OSError, match=os.strerror(number)):
-            standing.commit(NEW)
+            standing.commit(parts(NEW))
     return standing
 
 
@@ -288,14 +302,14 @@ def test_a_failure_leaves_every_file_whole_be_it_old_or_new(root: Path) -> None:
 
 
 def test_a_commit_that_failed_succeeds_when_the_fault_is_gone(root: Path, failed: Commit) -> None:
-    failed.commit(NEW)
+    failed.commit(parts(NEW))
     assert stored(root) == NEW
 
 
 def test_a_commit_that_failed_syncs_every_file_and_folder_anew(
     root: Path, failed: Commit, events: list[Event]
 ) -> None:
-    failed.commit(NEW)
+    failed.commit(parts(NEW))
     wanted = {source for _, source, _ in renames(events)}
     wanted |= {(root / STORE / key).parent for key in OBJECTS}
     assert {event.path for event in of_kind(events, "fsync")} == wanted
@@ -304,7 +318,7 @@ def test_a_commit_that_failed_syncs_every_file_and_folder_anew(
 def test_a_folder_in_a_files_place_leaves_no_temporary_file(root: Path) -> None:
     (root / STORE / "g/img/c/0/1").mkdir(parents=True)
     with pytest.raises(IsADirectoryError):
-        commit_of(root).commit(OBJECTS)
+        commit_of(root).commit(parts(OBJECTS))
     assert temporary_files(root) == []
 
 
@@ -312,7 +326,7 @@ def test_a_file_in_a_folders_place_is_not_a_folder(root: Path) -> None:
     (root / STORE).mkdir(parents=True)
     (root / STORE / "g").write_bytes(b"notes")
     with pytest.raises(NotADirectoryError):
-        commit_of(root).commit(OBJECTS)
+        commit_of(root).commit(parts(OBJECTS))
     assert (root / STORE / "g").read_bytes() == b"notes"
 
 
@@ -322,9 +336,9 @@ def test_a_new_folder_that_could_not_be_synced_is_synced_by_the_next_commit(
     with pytest.MonkeyPatch.context() as faulty:
         failing(faulty, "fsync", 0)
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-            standing.commit({"new/zarr.json": b"{}"})
+            standing.commit({"new/zarr.json": [b"{}"]})
     events.clear()
-    standing.commit({"new/zarr.json": b"{}"})
+    standing.commit({"new/zarr.json": [b"{}"]})
     assert synced(events, root / STORE)
 
 
@@ -342,7 +356,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.usefixtures("umask")
 @pytest.mark.parametrize("mode", [0o644, 0o600, 0o664, 0o640])
 def test_files_have_the_configured_mode(root: Path, mode: int) -> None:
-    commit_of(root, file_mode=mode).commit(OBJECTS)
+    commit_of(root, file_mode=mode).commit(parts(OBJECTS))
     modes = {(root / STORE / key).stat().st_mode & 0o7777 for key in OBJECTS}
     assert modes == {mode}
 
@@ -350,14 +364,14 @@ def test_files_have_the_configured_mode(root: Path, mode: int) -> None:
 @pytest.mark.usefixtures("umask")
 @pytest.mark.parametrize("mode", [0o755, 0o700, 0o775, 0o750])
 def test_folders_have_the_configured_mode(root: Path, mode: int) -> None:
-    commit_of(root, folder_mode=mode).commit(OBJECTS)
+    commit_of(root, folder_mode=mode).commit(parts(OBJECTS))
     folders = [root / "plate7", root / STORE, *(root / STORE).rglob("*")]
     assert {path.stat().st_mode & 0o7777 for path in folders if path.is_dir()} == {mode}
 
 
 def test_folders_that_stood_keep_their_mode(root: Path) -> None:
     (root / STORE / "g").mkdir(parents=True, mode=0o711)
-    commit_of(root, folder_mode=0o755).commit(OBJECTS)
+    commit_of(root, folder_mode=0o755).commit(parts(OBJECTS))
     assert (root / STORE / "g").stat().st_mode & 0o7777 == 0o711
 
 
@@ -389,7 +403,7 @@ def test_a_link_to_the_outside_is_refused(root: Path, outside: Path, place: str)
     (root / place).parent.mkdir(parents=True, exist_ok=True)
     (root / place).symlink_to(outside)
     with pytest.raises(UnsafePath, match=f"{place} is a symbolic link"):
-        commit_of(root).commit(OBJECTS)
+        commit_of(root).commit(parts(OBJECTS))
 
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
@@ -397,7 +411,7 @@ def test_nothing_is_written_through_a_link(root: Path, outside: Path, place: str
     (root / place).parent.mkdir(parents=True, exist_ok=True)
     (root / place).symlink_to(outside)
     with pytest.raises(UnsafePath):
-        commit_of(root).commit(OBJECTS)
+        commit_of(root).commit(parts(OBJECTS))
     assert [path.read_bytes() for path in outside.rglob("*")] == [b"others'"]
 
 
@@ -405,26 +419,26 @@ def test_a_link_that_leads_back_below_the_root_is_refused_too(root: Path) -> Non
     (root / "other").mkdir()
     (root / "plate7").symlink_to(root / "other")
     with pytest.raises(UnsafePath):
-        commit_of(root).commit(OBJECTS)
+        commit_of(root).commit(parts(OBJECTS))
 
 
 def test_a_link_that_leads_nowhere_is_refused_too(root: Path) -> None:
     (root / "plate7").symlink_to(root / "missing")
     with pytest.raises(UnsafePath):
-        commit_of(root).commit(OBJECTS)
+        commit_of(root).commit(parts(OBJECTS))
 
 
 def test_a_link_in_a_files_place_is_replaced_and_not_followed(root: Path, outside: Path) -> None:
     (root / STORE).mkdir(parents=True)
     (root / STORE / "zarr.json").symlink_to(outside / "0")
-    commit_of(root).commit({"zarr.json": b"{}"})
+    commit_of(root).commit({"zarr.json": [b"{}"]})
     assert (outside / "0").read_bytes() == b"others'"
     assert not (root / STORE / "zarr.json").is_symlink()
 
 
 def test_the_root_itself_may_be_a_link(tmp_path: Path, root: Path) -> None:
     (tmp_path / "link").symlink_to(root)
-    commit_of(tmp_path / "link").commit(OBJECTS)
+    commit_of(tmp_path / "link").commit(parts(OBJECTS))
     assert stored(root) == OBJECTS
 
 
@@ -432,13 +446,13 @@ def test_a_link_that_came_later_is_refused_once_folders_are_looked_at_again(
     root: Path, outside: Path
 ) -> None:
     commit = commit_of(root)
-    commit.commit({"zarr.json": b"{}", "g/zarr.json": b"{}"})
+    commit.commit({"zarr.json": [b"{}"], "g/zarr.json": [b"{}"]})
     (root / STORE / "g" / "zarr.json").unlink()
     (root / STORE / "g").rmdir()
     (root / STORE / "g").symlink_to(outside)
     commit.forget_folders()
     with pytest.raises(UnsafePath):
-        commit.commit({"g/zarr.json": b"{}"})
+        commit.commit({"g/zarr.json": [b"{}"]})
 
 
 def test_refusing_links_names_the_link(tmp_path: Path) -> None:
@@ -460,14 +474,14 @@ def remove(folder: Path) -> None:
 def test_a_removed_store_is_not_made_again_unasked(root: Path, standing: Commit) -> None:
     remove(root / STORE)
     with pytest.raises(FileNotFoundError):
-        standing.commit(OBJECTS)
+        standing.commit(parts(OBJECTS))
     assert not (root / STORE).exists()
 
 
 def test_a_removed_store_leaves_no_temporary_file(root: Path, standing: Commit) -> None:
     remove(root / STORE)
     with pytest.raises(FileNotFoundError):
-        standing.commit(OBJECTS)
+        standing.commit(parts(OBJECTS))
     assert temporary_files(root) == []
 
 
@@ -476,7 +490,7 @@ def test_a_removed_store_is_made_again_once_folders_are_looked_at_again(
 ) -> None:
     remove(root / STORE)
     standing.forget_folders()
-    standing.commit(OBJECTS)
+    standing.commit(parts(OBJECTS))
     assert stored(root) == OBJECTS
 
 
@@ -485,7 +499,7 @@ def test_a_removed_state_folder_is_made_again_once_folders_are_looked_at_again(
 ) -> None:
     remove(root / ".tiles")
     standing.forget_folders()
-    standing.commit({"zarr.json": b"new"})
+    standing.commit({"zarr.json": [b"new"]})
     assert stored(root)["zarr.json"] == b"new"
 
 
@@ -505,7 +519,7 @@ def test_release_leaves_the_store_alone(root: Path, standing: Commit) -> None:
 def test_release_may_come_before_any_commit_and_twice(root: Path) -> None:
     commit = commit_of(root)
     commit.release()
-    commit.commit(OBJECTS)
+    commit.commit(parts(OBJECTS))
     commit.release()
     commit.release()
     assert stored(root) == OBJECTS
@@ -513,17 +527,17 @@ def test_release_may_come_before_any_commit_and_twice(root: Path) -> None:
 
 def test_release_leaves_others_of_the_same_store_at_work(root: Path, standing: Commit) -> None:
     other = commit_of(root)
-    other.commit({"zarr.json": b"{}"})
+    other.commit({"zarr.json": [b"{}"]})
     standing.release()
-    other.commit(OBJECTS)
+    other.commit(parts(OBJECTS))
     assert stored(root) == OBJECTS
 
 
 def test_release_leaves_stores_of_the_same_folder_at_work(root: Path, standing: Commit) -> None:
     other = Commit(root, "plate7/e.zarr", file_mode=0o644, folder_mode=0o755)
-    other.commit(OBJECTS)
+    other.commit(parts(OBJECTS))
     standing.release()
-    other.commit(OBJECTS)
+    other.commit(parts(OBJECTS))
     assert (root / "plate7/e.zarr/zarr.json").exists()
 
 
@@ -546,7 +560,7 @@ def test_release_leaves_another_alone_that_is_just_making_its_folders(
 ) -> None:
     state = root / ".tiles" / STORE
     released_before(monkeypatch, "mkdir", lambda path: path.parent.is_relative_to(state), standing)
-    commit_of(root).commit(NEW)
+    commit_of(root).commit(parts(NEW))
     assert stored(root) == NEW
 
 
@@ -575,7 +589,7 @@ def test_the_probe_leaves_no_file(root: Path) -> None:
 def test_the_probe_does_all_that_a_commit_does(root: Path, events: list[Event]) -> None:
     probe(root)
     names = [event.name for event in events if event.name != "mkdir"]
-    assert names == ["write", "fsync", "rename", "fsync"]
+    assert names == ["writev", "fsync", "rename", "fsync"]
 
 
 @pytest.mark.parametrize(
@@ -583,7 +597,7 @@ def test_the_probe_does_all_that_a_commit_does(root: Path, events: list[Event]) 
     [
         ("mkdir", errno.EROFS),
         ("open", errno.EACCES),
-        ("write", errno.ENOSPC),
+        ("writev", errno.ENOSPC),
         ("fsync", errno.EIO),
         ("rename", errno.EIO),
     ],
@@ -596,7 +610,7 @@ def test_the_probe_fails_with_what_the_root_cannot_do(
         probe(root)
 
 
-@pytest.mark.parametrize("name", ["write", "fsync", "rename"])
+@pytest.mark.parametrize("name", ["writev", "fsync", "rename"])
 def test_a_failed_probe_leaves_no_file(
     root: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

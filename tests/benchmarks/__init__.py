@@ -1,0 +1,1 @@
+"""Throughput, measured against what else could be used."""

@@ -1,0 +1,196 @@
+"""What the consumer is measured against, each in a process of its own that prints its figures.
+
+All of them receive as the consumer does (128 KiB reads, the same prefetch count), decode with its
+own decoder, and write an array that is there already, on the same disk.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pika
+import tensorstore
+import zarr
+from benchmarks.cases import ARRAY, STORE, Case, find
+from pika.adapters.select_connection import IOLoop, SelectConnection
+
+from consumer.arrays import open_array, open_store
+from consumer.connection import prepare_pika
+from consumer.contract import build
+from consumer.message import Envelope, Message, decode
+
+PREFETCH = 1000
+_TRANSACTION_DELIVERIES = 400
+_ACKNOWLEDGE_EVERY = 100
+
+
+class Rival:
+    """Receives a known number of messages and settles them."""
+
+    def __init__(self, root: Path, case: Case) -> None:
+        self.root, self.case = root, case
+        self.loop = IOLoop()
+        self._channel: Any = None
+        self._received = 0
+        self._settled = 0
+        self._began = self._ended = 0.0
+
+    def run(self, host: str, queue: str) -> float:
+        """Return the seconds from subscribing to the last acknowledgement."""
+        prepare_pika()
+        name, port = host.split(":")
+        SelectConnection(
+            pika.ConnectionParameters(name, int(port), heartbeat=600),
+            on_open_callback=lambda connection: connection.channel(
+                on_open_callback=lambda channel: self._subscribe(channel, queue)
+            ),
+            on_close_callback=lambda *_: self.loop.stop(),
+            custom_ioloop=self.loop,
+        )
+        self.loop.start()
+        return self._ended - self._began
+
+    def take(self, message: Message) -> None:
+        """Take a message; sooner or later it is settled."""
+        raise NotImplementedError
+
+    def settle(self, tag: int) -> None:
+        """Acknowledge every message up to a delivery tag."""
+        self._channel.basic_ack(tag, multiple=True)
+        self._settled = tag
+        if tag == self.case.message_count:
+            self._ended = time.monotonic()
+            self._channel.connection.close()
+
+    @property
+    def last(self) -> int:
+        """The delivery tag that came last."""
+        return self._received
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last message has come."""
+        return self._received == self.case.message_count
+
+    def _subscribe(self, channel: Any, queue: str) -> None:
+        self._channel = channel
+        channel.basic_qos(prefetch_count=PREFETCH)
+        channel.basic_consume(queue, self._on_message, callback=lambda _frame: self._begin())
+
+    def _begin(self) -> None:
+        self._began = time.monotonic()
+
+    def _on_message(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        self._received = method.delivery_tag
+        self.receive(method, properties, body)
+
+    def receive(self, method: Any, properties: Any, body: bytes) -> None:
+        """Decode a body and take it."""
+        envelope = Envelope(method.routing_key, properties.type, properties.content_type)
+        self.take(decode(envelope, body))
+
+
+class DrainOnly(Rival):
+    """Receives and acknowledges; writes nothing."""
+
+    def receive(self, method: Any, properties: Any, body: bytes) -> None:
+        """Acknowledge now and then."""
+        if self.complete or self.last % _ACKNOWLEDGE_EVERY == 0:
+            self.settle(self.last)
+
+
+class PerTile(Rival):
+    """One zarr write for each tile, the array kept open; no fsync."""
+
+    def __init__(self, root: Path, case: Case) -> None:
+        super().__init__(root, case)
+        create(root, case)
+        self._array: Any = zarr.open_array(root / STORE, path=ARRAY, mode="r+")
+
+    def take(self, message: Message) -> None:
+        """Write every tile, then acknowledge."""
+        for tile in message.tiles:
+            self._array[tile.box.slices] = tile.values
+        self.settle(self.last)
+
+
+class TensorStore(Rival):
+    """A transaction for 400 deliveries, committed while the next fills; fsync on."""
+
+    def __init__(self, root: Path, case: Case) -> None:
+        super().__init__(root, case)
+        create(root, case)
+        self._store = tensorstore.open(
+            {
+                "driver": "zarr3",
+                "kvstore": {"driver": "file", "path": f"{root / STORE / ARRAY}/"},
+                "context": {"file_io_sync": True},
+            }
+        ).result()
+        self._transaction = tensorstore.Transaction()
+        self._deliveries = 0
+
+    def take(self, message: Message) -> None:
+        """Write every tile into the transaction."""
+        target = self._store.with_transaction(self._transaction)
+        for tile in message.tiles:
+            target[tile.box.slices].write(np.asarray(tile.values)).result()
+        self._deliveries += 1
+        if self.complete or self._deliveries == _TRANSACTION_DELIVERIES:
+            self._commit(self.last)
+
+    def _commit(self, tag: int) -> None:
+        future = self._transaction.commit_async()
+        future.add_done_callback(
+            lambda done: self.loop.add_callback_threadsafe(lambda: self._committed(done, tag))
+        )
+        self._transaction, self._deliveries = tensorstore.Transaction(), 0
+
+    def _committed(self, future: Any, tag: int) -> None:
+        future.result()
+        self.settle(tag)
+
+
+def create(root: Path, case: Case) -> None:
+    """Create the array as the consumer does."""
+    entry = build(
+        {
+            **case.fields,
+            "tiles": [
+                {
+                    "stitch_coords": [0] * len(case.shape),
+                    "fill": 0,
+                    "crop_size": [1] * len(case.shape),
+                    "sample_idx": 0,
+                }
+            ],
+        }
+    )
+    store = open_store(root, STORE, file_mode=0o644, folder_mode=0o755)
+    open_array(store, entry, write_empty_chunks=True, max_block_bytes=1 << 40)
+    store.commit.release()
+
+
+RIVALS = {"drain_only": DrainOnly, "per_tile": PerTile, "tensorstore": TensorStore}
+
+
+def main() -> None:
+    """Run one rival and print its seconds as JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("rival", choices=RIVALS)
+    parser.add_argument("case")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--queue", required=True)
+    parser.add_argument("--root", type=Path, required=True)
+    options = parser.parse_args()
+    case = find(options.case, quick=options.quick)
+    seconds = RIVALS[options.rival](options.root, case).run(options.host, options.queue)
+    print(json.dumps({"seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()
