@@ -3,7 +3,7 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-full lint requirements clean
+.PHONY: help demo test test-full bench bench-quick lint requirements clean
 
 help: ## List these commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,14 @@ test: ## Run all tests, and on Python 3.13, where there is one, those that need 
 
 test-full: export FULL = 1
 test-full: test ## Run all tests at their full size.
+
+bench: ## Measure throughput against other writers; takes about half an hour.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	@deploy/scripts/setup-rabbitmq
+	@PYTHONPATH=.:tests .venv/bin/python -m benchmarks $(ARGS)
+
+bench-quick: ## The same in short.
+	@$(MAKE) --no-print-directory bench ARGS="--quick --repeats 2 $(ARGS)"
 
 lint: ## Check style and types.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)

@@ -33,7 +33,7 @@ from consumer.settings import Settings
 from consumer.storage import Storage, Written
 
 # So many that workers encode while others wait for the disk.
-_WRITES_PER_WORKER = 4
+WRITES_PER_WORKER = 4
 
 log = logging.getLogger(__name__)
 
@@ -272,7 +272,7 @@ class Flow:
 
     def _start_writes(self) -> None:
         now = self._clock()
-        while self.assembler.writing < self._settings.workers * _WRITES_PER_WORKER:
+        while self.assembler.writing < self._settings.workers * WRITES_PER_WORKER:
             write = self.assembler.next_write(
                 now,
                 pressure=self._starved or self._prefetch_exhausted(),

@@ -1,6 +1,7 @@
 """Store keys and array paths: which names are safe below the output root, and distinct on disk."""
 
 import unicodedata
+from functools import lru_cache
 
 from consumer.errors import UnsafePath
 
@@ -13,6 +14,11 @@ STATE_FOLDER = ".tiles"
 _RESERVED_ARRAY_SEGMENTS = {"zarr.json", "c"}
 
 
+# The same few names come with message after message.
+_remembered = lru_cache(maxsize=1024)
+
+
+@_remembered
 def check_store_key(key: str) -> str:
     """Return `key` if it names a store below the output root.
 
@@ -37,6 +43,7 @@ def check_store_key(key: str) -> str:
     return key
 
 
+@_remembered
 def check_array_path(path: str) -> str:
     """Return `path` if it names an array inside a store.
 

@@ -37,7 +37,7 @@ class Metrics:
         )
         self.bytes_committed = self._counter("committed_bytes", "Bytes of files committed.")
         self.amplification = self._gauge(
-            "write_amplification_ratio", "Bytes committed over bytes stitched."
+            "write_amplification_ratio", "Bytes encoded over bytes stitched: 1 is each voxel once."
         )
         self.blocks_written = self._counter("blocks_written", "Blocks written.", "reason")
         self.blocks_merged = self._counter(
@@ -65,7 +65,7 @@ class Metrics:
         self.reconnects = self._counter("reconnects", "Connections lost or refused.", "connection")
         self.subscribed = self._gauge("subscribed", "1 while subscribed to the queue.")
         self.root_writable = self._gauge("root_writable", "1 while the probe write succeeds.")
-        self._stitched = self._committed = 0
+        self._stitched = self._encoded = 0
         self._show_every_label()
 
     def wrote(self, write: Write, encoded: int, committed: int, seconds: float) -> None:
@@ -78,8 +78,8 @@ class Metrics:
         self.bytes_committed.inc(committed)
         self.write_seconds.observe(seconds)
         self._stitched += stitched
-        self._committed += committed
-        self.amplification.set(self._committed / self._stitched)
+        self._encoded += encoded
+        self.amplification.set(self._encoded / self._stitched)
 
     def _show_every_label(self) -> None:
         """Start each labelled series at zero, so that a first increase is seen."""

@@ -5,22 +5,30 @@ own decoder, and write an array that is there already, on the same disk.
 """
 
 import argparse
+import itertools
 import json
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import pika
 import tensorstore
 import zarr
-from benchmarks.cases import ARRAY, STORE, Case, find
 from pika.adapters.select_connection import IOLoop, SelectConnection
 
-from consumer.arrays import open_array, open_store
+from benchmarks.cases import ARRAY, STORE, Case, find
+from consumer.arrays import OpenArray, open_array, open_store
+from consumer.blocks import ArrayKey, BlockKey, Reason, Write
 from consumer.connection import prepare_pika
 from consumer.contract import build
+from consumer.coverage import Box, Coverage
+from consumer.flow import WRITES_PER_WORKER
 from consumer.message import Envelope, Message, decode
+from consumer.settings import Settings
+from consumer.storage import Storage
 
 PREFETCH = 1000
 _TRANSACTION_DELIVERIES = 400
@@ -154,27 +162,79 @@ class TensorStore(Rival):
         self.settle(tag)
 
 
+class WriteOnly:
+    """Encodes and commits every block with the consumer's own workers; receives nothing."""
+
+    def __init__(self, root: Path, case: Case) -> None:
+        create(root, case)
+        self._posted: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        settings = Settings(output_root=root)
+        self._storage = Storage(settings, self._posted.put)
+        self._in_flight = settings.workers * WRITES_PER_WORKER
+        self._array = opened(root, case)
+        self._writes = list(self._blocks(case))
+
+    def run(self, _host: str, _queue: str) -> float:
+        """Return the seconds until all blocks are durable."""
+        left = len(self._writes)
+        waiting = iter(self._writes)
+        began = time.monotonic()
+
+        def done(_written: Any, error: Exception | None) -> None:
+            nonlocal left
+            assert error is None, error
+            left -= 1
+            start()
+
+        def start() -> None:
+            for write in itertools.islice(waiting, 1):
+                self._storage.write(self._array, write, done)
+
+        for _ in range(self._in_flight):
+            start()
+        while left:
+            self._posted.get()()
+        seconds = time.monotonic() - began
+        self._storage.close()
+        return seconds
+
+    def _blocks(self, case: Case) -> Iterator[Write]:
+        grid = self._array.layout.grid
+        counts = (-(-n // size) for n, size in zip(grid.shape, grid.block, strict=True))
+        for index in itertools.product(*map(range, counts)):
+            box = grid.box(index)
+            image = case.image(box.start[0])[np.newaxis, np.newaxis]
+            inside = (slice(None), *box.slices[1:])
+            buffer = np.ascontiguousarray(image[inside])
+            filled = Coverage([Box.of_shape(box.shape)])
+            key = BlockKey(ArrayKey(STORE, ARRAY), index)
+            yield Write(key, box, buffer, filled, False, Reason.COMPLETE, set(), 0)
+
+
 def create(root: Path, case: Case) -> None:
     """Create the array as the consumer does."""
-    entry = build(
-        {
-            **case.fields,
-            "tiles": [
-                {
-                    "stitch_coords": [0] * len(case.shape),
-                    "fill": 0,
-                    "crop_size": [1] * len(case.shape),
-                    "sample_idx": 0,
-                }
-            ],
-        }
-    )
+    opened(root, case).store.commit.release()
+
+
+def opened(root: Path, case: Case) -> OpenArray:
+    """Open the array as the consumer does; create it where it is not there."""
+    tile = {
+        "stitch_coords": [0] * len(case.shape),
+        "crop_size": [1] * len(case.shape),
+        "sample_idx": 0,
+        "fill": 0,
+    }
+    entry = build({**case.fields, "tiles": [tile]})
     store = open_store(root, STORE, file_mode=0o644, folder_mode=0o755)
-    open_array(store, entry, write_empty_chunks=True, max_block_bytes=1 << 40)
-    store.commit.release()
+    return open_array(store, entry, write_empty_chunks=True, max_block_bytes=1 << 40)
 
 
-RIVALS = {"drain_only": DrainOnly, "per_tile": PerTile, "tensorstore": TensorStore}
+RIVALS: dict[str, type[Rival] | type[WriteOnly]] = {
+    "per_tile": PerTile,
+    "tensorstore": TensorStore,
+    "drain_only": DrainOnly,
+    "write_only": WriteOnly,
+}
 
 
 def main() -> None:

@@ -1,0 +1,86 @@
+"""What comes in over the socket, in pieces of any size, is what pika itself would make of it."""
+
+import random
+from typing import Any
+
+import pika
+import pytest
+from pika import frame, spec
+from pika.exceptions import InvalidFrameError
+
+from consumer.connection import _InPlace
+
+BODIES = [b"", b"x", bytes(range(256)) * 40, b"\xce" * 3000]
+
+
+def stream() -> bytes:
+    """Return deliveries as a broker sends them, with heartbeats between, in frames of 1 KiB."""
+    properties = pika.BasicProperties(type="tiles.v1", headers={"x-delivery-count": 2})
+    frames: list[Any] = []
+    for tag, body in enumerate(BODIES, start=1):
+        frames.append(frame.Method(1, spec.Basic.Deliver("tag", tag, False, "tiles", "a.zarr")))
+        frames.append(frame.Header(1, len(body), properties))
+        frames += [frame.Body(1, body[i : i + 1024]) for i in range(0, len(body), 1024)]
+        frames.append(frame.Heartbeat())
+    return b"".join(each.marshal() for each in frames)
+
+
+class Receiving(_InPlace):
+    """A connection without a socket: notes the frames that it was given."""
+
+    def __init__(self) -> None:
+        self._frame_buffer = b""
+        self.bytes_received = 0
+        self.frames: list[Any] = []
+
+    def _process_frame(self, value: Any) -> None:
+        self.frames.append(value)
+
+    def receive(self, data: bytes, sizes: list[int]) -> None:
+        """Receive data in pieces of the sizes given, again and again."""
+        start, turn = 0, 0
+        while start < len(data):
+            size = sizes[turn % len(sizes)]
+            self._on_data_available(data[start : start + size])
+            start, turn = start + size, turn + 1
+
+
+def deliveries(frames: list[Any]) -> list[bytes]:
+    """Return the bodies that the frames make up."""
+    bodies: list[bytes] = []
+    for each in frames:
+        if isinstance(each, frame.Method):
+            bodies.append(b"")
+        elif isinstance(each, frame.Body):
+            bodies[-1] += bytes(each.fragment)
+    return bodies
+
+
+SIZES = [[1], [7], [8], [1023], [1032], [1 << 20], *([n, 5, 700] for n in range(1, 20))]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_frames_arrive_whatever_the_pieces(sizes: list[int]) -> None:
+    receiving, data = Receiving(), stream()
+    receiving.receive(data, sizes)
+    assert deliveries(receiving.frames) == BODIES
+    headers = [each for each in receiving.frames if isinstance(each, frame.Header)]
+    assert [each.body_size for each in headers] == [len(body) for body in BODIES]
+    assert headers[0].properties.headers == {"x-delivery-count": 2}
+    heartbeats = [each for each in receiving.frames if isinstance(each, frame.Heartbeat)]
+    assert len(heartbeats) == len(BODIES)
+    assert receiving.bytes_received == len(data)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_frames_arrive_in_pieces_of_random_size(seed: int) -> None:
+    rng, receiving = random.Random(seed), Receiving()
+    receiving.receive(stream(), [rng.randint(1, 3000) for _ in range(20)])
+    assert deliveries(receiving.frames) == BODIES
+
+
+@pytest.mark.parametrize("kind", [frame.Body(1, b"abc"), frame.Heartbeat()], ids=["body", "other"])
+def test_a_frame_without_its_end_is_refused(kind: Any) -> None:
+    data = kind.marshal()[:-1] + b"\x00"
+    with pytest.raises(InvalidFrameError):
+        Receiving().receive(data, [len(data)])
