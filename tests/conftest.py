@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from harness import Channel, ConsumerProcess
 
 from consumer.testing import BrokerMissing, RabbitMQ, server_command
+from harness import Channel, ConsumerProcess
 
 
 @pytest.fixture(scope="session")

@@ -18,11 +18,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import zarr
-from harness import Channel, ConsumerProcess, wait_until
 from pika.exceptions import AMQPError
 
 from consumer.message import Encoded, encode
 from consumer.testing import RabbitMQ
+from harness import Channel, ConsumerProcess, wait_until
 
 _SITECUSTOMIZE = """
 import os, time

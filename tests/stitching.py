@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 import zstandard
-from harness import Channel, ConsumerProcess, ended
 from safetensors.numpy import save
 
 from consumer.message import Encoded
 from consumer.testing import RabbitMQ
+from harness import Channel, ConsumerProcess, ended
 
 Values = npt.NDArray[Any]
 Entry = dict[str, Any]

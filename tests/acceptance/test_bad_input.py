@@ -48,11 +48,11 @@ from bad_messages import (
     prepare,
     unchecked,
 )
-from harness import Channel, ConsumerProcess, voxels, wait_until
 from pika.exceptions import AMQPConnectionError
 
 from consumer.message import Encoded, encode
 from consumer.testing import RabbitMQ
+from harness import Channel, ConsumerProcess, voxels, wait_until
 
 DTYPES = ["float32", "uint32", "float64", "int64", "float32"] * 2
 TILES_OF_AN_ARRAY = (GOOD_SHAPE[1] // SIDE) * (GOOD_SHAPE[2] // SIDE)

@@ -17,7 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+
 from conftest import MakeConsumer
+from consumer.message import Envelope, decode
+from consumer.testing import RabbitMQ
 from faults import (
     Image,
     Oracle,
@@ -29,9 +32,6 @@ from faults import (
     wait_done,
 )
 from harness import Channel, ConsumerProcess, wait_until
-
-from consumer.message import Envelope, decode
-from consumer.testing import RabbitMQ
 
 SHARDED = (("chunks", [1, 128, 128]), ("shards", [1, 512, 512]))
 PLAIN = (("chunks", [1, 128, 128]),)

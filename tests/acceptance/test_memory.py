@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import zarr
+
 from conftest import MakeConsumer
+from consumer.message import Encoded, encode
 from faults import SlowDisk
 from harness import Channel, ConsumerProcess, wait_until
-
-from consumer.message import Encoded, encode
 
 MIB = 1 << 20
 BUDGET = 256 * MIB

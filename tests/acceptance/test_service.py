@@ -12,13 +12,13 @@ from typing import Any
 
 import pika
 import pytest
-from conftest import MakeConsumer
-from faults import Image, Proxy, SlowDisk, log_lines, wait_done
-from harness import Channel, ConsumerProcess, wait_until
 
+from conftest import MakeConsumer
 from consumer.message import Encoded
 from consumer.settings import Settings
 from consumer.testing import RabbitMQ, free_port
+from faults import Image, Proxy, SlowDisk, log_lines, wait_done
+from harness import Channel, ConsumerProcess, wait_until
 
 IMAGE = Image(0, "a.zarr", "x", (256, 256), 128, (("chunks", [1, 128, 128]),))
 

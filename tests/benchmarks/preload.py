@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pika
-from benchmarks.cases import Case
 from pika.adapters.select_connection import IOLoop, SelectConnection
 from pika.channel import Channel
 
+from benchmarks.cases import Case
 from consumer.message import Encoded
 from consumer.settings import Settings
 from consumer.topology import establish, topology

@@ -13,7 +13,6 @@ import numpy as np
 import pika
 import psutil
 import zarr
-from harness import ConsumerProcess, parameters, wait_until
 
 from benchmarks.cases import ARRAY, STORE, Case
 from benchmarks.preload import preload
@@ -21,6 +20,7 @@ from benchmarks.rivals import PREFETCH, RIVALS
 from consumer.settings import Settings
 from consumer.testing import RabbitMQ
 from consumer.topology import topology
+from harness import ConsumerProcess, parameters, wait_until
 
 CONSUMER = "consumer"
 WRITERS = (CONSUMER, *RIVALS)

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeConsumer
-from faults import Image, Oracle, Proxy, SlowDisk, wait_done
-from harness import Channel, ConsumerProcess, wait_until
 from pika.adapters.select_connection import IOLoop
 from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 
+from conftest import MakeConsumer
 from consumer.connection import RECEIVE_BYTES, prepare_pika
 from consumer.testing import RabbitMQ
+from faults import Image, Oracle, Proxy, SlowDisk, wait_done
+from harness import Channel, ConsumerProcess, wait_until
 
 PLAIN = (("chunks", [1, 128, 128]),)
 UNACKNOWLEDGED = "tiles_unacknowledged"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+
 from conftest import MakeConsumer
 from harness import Channel, voxels
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import Channel, ConsumerProcess, ended, wait_until
-from stitching import Numbers, Picture, Stitching, crop, region, running
 
 from consumer.message import Encoded
 from consumer.testing import RabbitMQ
+from harness import Channel, ConsumerProcess, ended, wait_until
+from stitching import Numbers, Picture, Stitching, crop, region, running
 
 SEED = "TEST_SEED"
 TWICE = 0.3

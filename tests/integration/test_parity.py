@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from harness import wait_until
-from stitching import Numbers, Picture, Stitching, cropped, files, identical, running, walk
 from zarr.codecs import BytesCodec, GzipCodec, TransposeCodec
 
 from consumer.testing import RabbitMQ
+from harness import wait_until
+from stitching import Numbers, Picture, Stitching, cropped, files, identical, running, walk
 
 Draw = Callable[..., Picture]
 _STORES = itertools.count()

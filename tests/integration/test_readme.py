@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import zarr
-from conftest import MakeConsumer
 
+from conftest import MakeConsumer
 from consumer.settings import load
 from consumer.testing import RabbitMQ
 
