@@ -17,6 +17,7 @@ import zarr
 from zarr.abc.buffer import Buffer
 from zarr.buffer import default_buffer_prototype
 from zarr.codecs import ShardingCodec
+from zarr.core.array_spec import ArraySpec
 from zarr.storage import MemoryStore, StorePath
 
 from consumer.commit import Parts
@@ -44,7 +45,7 @@ class Encoder:
     def __init__(self, array: AnyArray, grid: Grid) -> None:
         self._array = array
         self._grid = grid
-        self._file = _file_codec(array)
+        self._file = _file_codec(array, grid.file)
 
     @property
     def direct(self) -> bool:
@@ -185,14 +186,15 @@ class _Shard:
         return parts
 
 
-def _file_codec(array: AnyArray) -> _Chunk | _Shard | None:
+def _file_codec(array: AnyArray, shape: tuple[int, ...]) -> _Chunk | _Shard | None:
     """Return what encodes one file in place; None where zarr's codecs cannot be called so."""
     metadata = array.metadata
     if metadata.zarr_format != 3:
         return None
     codecs: Sequence[Any] = metadata.codecs
-    origin = (0,) * len(metadata.shape)
-    spec = metadata.get_chunk_spec(origin, array.config, default_buffer_prototype())
+    spec = ArraySpec(
+        shape, metadata.data_type, metadata.fill_value, array.config, default_buffer_prototype()
+    )
     if len(codecs) == 1 and isinstance(codecs[0], ShardingCodec):
         shard = codecs[0]
         return _Shard(shard, spec) if _in_place([*shard.codecs, *shard.index_codecs]) else None
