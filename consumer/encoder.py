@@ -143,7 +143,10 @@ class _Shard:
         self._shape = codec.chunk_shape
         self._counts = tuple(n // c for n, c in zip(spec.shape, self._shape, strict=True))
         self._chunk = _Chunk(codec.codecs, replace(spec, shape=self._shape))
-        self._index_first = codec.index_location.value == "start"
+        # An enumeration or a string, as releases of zarr differ.
+        self._index_first = (
+            str(getattr(codec.index_location, "value", codec.index_location)) == "start"
+        )
         always = replace(spec.config, write_empty_chunks=True)
         self._index = _Chunk(
             codec.index_codecs,

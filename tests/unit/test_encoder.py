@@ -11,7 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import zarr
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
+from zarr.codecs import (
+    BloscCodec,
+    BytesCodec,
+    Crc32cCodec,
+    ShardingCodec,
+    TransposeCodec,
+    ZstdCodec,
+)
 
 from consumer.coverage import Box
 from consumer.encoder import AnyArray, Encoder, touched_files
@@ -27,6 +34,11 @@ ARRAYS: dict[str, dict[str, Any]] = {
     "shards that divide the array": {"chunks": (1, 7, 10), "shards": (3, 35, 50)},
     "shards that do not divide the array": {"chunks": (2, 16, 16), "shards": (2, 48, 64)},
     "one shard beyond the array": {"chunks": (1, 32, 32), "shards": (4, 128, 128)},
+    "shards with their index first": {
+        "chunks": (3, 70, 100),
+        "compressors": None,
+        "serializer": ShardingCodec(chunk_shape=(1, 35, 20), index_location="start"),
+    },
     "not compressed": {"chunks": (2, 32, 32), "compressors": None},
     "every kind of codec": {
         "chunks": (2, 32, 32),
