@@ -33,7 +33,7 @@ class _Delivery:
     layout: Layout
     pieces: Iterator[tuple[Tile, Piece]]
     pending: tuple[Tile, Piece] | None = None
-    blocks: set[BlockKey] = field(default_factory=set)
+    blocks: dict[BlockKey, None] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -129,7 +129,7 @@ class Assembler:
             if block is None:
                 return False
             block.put(tile, piece, delivery)
-            held.blocks.add(block.key)
+            held.blocks[block.key] = None
             held.pending = next(held.pieces, None)
             self._note_complete(block)
         return True
@@ -359,7 +359,7 @@ class Assembler:
         for identity in deliveries:
             delivery = self._deliveries[identity]
             if identity not in block.deliveries:
-                delivery.blocks.discard(block.key)
+                delivery.blocks.pop(block.key, None)
             if not delivery.blocks and not delivery.pending:
                 del self._deliveries[identity]
                 settled.append(identity)

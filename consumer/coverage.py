@@ -6,6 +6,7 @@ and for the list of what is missing.
 
 import math
 from collections.abc import Iterable, Iterator
+from operator import ge, sub
 from typing import NamedTuple, Self
 
 
@@ -24,12 +25,12 @@ class Box(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         """Voxels along each axis."""
-        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+        return tuple(map(sub, self.stop, self.start))
 
     @property
     def volume(self) -> int:
         """Voxels in all."""
-        return math.prod(self.shape)
+        return math.prod(map(sub, self.stop, self.start))
 
     @property
     def slices(self) -> tuple[slice, ...]:
@@ -38,16 +39,13 @@ class Box(NamedTuple):
 
     def shifted(self, origin: tuple[int, ...]) -> "Box":
         """Return the box as seen from `origin`."""
-        return Box(
-            tuple(a - o for a, o in zip(self.start, origin, strict=True)),
-            tuple(b - o for b, o in zip(self.stop, origin, strict=True)),
-        )
+        return Box(tuple(map(sub, self.start, origin)), tuple(map(sub, self.stop, origin)))
 
     def intersection(self, other: "Box") -> "Box | None":
         """Return the part shared with `other`, or None."""
         start = tuple(map(max, self.start, other.start))
         stop = tuple(map(min, self.stop, other.stop))
-        if any(a >= b for a, b in zip(start, stop, strict=True)):
+        if any(map(ge, start, stop)):
             return None
         return Box(start, stop)
 
@@ -137,10 +135,8 @@ class Coverage:
         return not self.missing(box)
 
     def _insert(self, box: Box) -> None:
-        merged: Box | None = box
-        while merged is not None:
+        while (merged := self._merged(box) if self._boxes else None) is not None:
             box = merged
-            merged = self._merged(box)
         self._boxes[box] = None
         for axis in range(len(box.start)):
             self._by_start[_face(box, axis, box.start[axis])] = box

@@ -7,6 +7,8 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from operator import add, floordiv, mul
 from typing import Any
 
 import numpy as np
@@ -48,11 +50,8 @@ class Grid:
 
     def box(self, index: BlockIndex) -> Box:
         """Return the block's box in the array."""
-        start = tuple(i * size for i, size in zip(index, self.block, strict=True))
-        stop = tuple(
-            map(min, (a + size for a, size in zip(start, self.block, strict=True)), self.shape)
-        )
-        return Box(start, stop)
+        start = tuple(map(mul, index, self.block))
+        return Box(start, tuple(map(min, map(add, start, self.block), self.shape)))
 
     def files(self, box: Box) -> Iterator[tuple[int, ...]]:
         """Yield the numbers of the files that `box` touches, along each axis."""
@@ -66,7 +65,7 @@ class Grid:
     def touched(self, box: Box) -> Box:
         """Return the blocks that `box` touches, as a box of block indices."""
         return Box(
-            tuple(a // size for a, size in zip(box.start, self.block, strict=True)),
+            tuple(map(floordiv, box.start, self.block)),
             tuple(-(-b // size) for b, size in zip(box.stop, self.block, strict=True)),
         )
 
@@ -80,7 +79,7 @@ class Grid:
             yield Piece(index, shared.shifted(block.start), shared.shifted(box.start))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """What placing tiles needs to know of an array, as stored; `axes` is empty where it is not."""
 
@@ -90,7 +89,7 @@ class Layout:
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None
 
-    @property
+    @cached_property
     def grid(self) -> Grid:
         """How the array is cut into blocks."""
         block = block_shape(self.shape, self.chunks, self.shards, self.dtype.itemsize)
