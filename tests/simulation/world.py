@@ -1,378 +1,495 @@
-"""A model broker and a model store around the real flow, driven by a seed.
+"""A model broker and a model store around the real flow.
 
 Everything that a process does by itself (inbox, placement, coverage, assembler, handles, flow) is
-the product's; the broker, the worker threads, the disk and the clock are models that a random
-history drives step by step. The model checks the invariants as it goes.
+the product's; the broker, the worker threads, the disk and the clock are models that a history
+drives event by event. The model checks the invariants as it goes.
+
+First comes what the history says, then a quiet end: whatever is left is published, delivered and
+written, so that everything must get done.
 """
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ByteSize
+from choices import Choices, Event, History, Number
+from plan import PLACE_BITS, Letter, Plan, PlannedArray, places, plan_of, values
 
-from consumer.blocks import ArrayKey, DeliveryId, Write
+from consumer.assembler import Assembler
+from consumer.blocks import ArrayKey, Block, DeliveryId, Write
 from consumer.broker import Delivery
 from consumer.coverage import Box
 from consumer.encoder import touched_files
-from consumer.errors import ParkError, StopError, StorageFault
+from consumer.errors import ConsumerError, ParkError, StopError, StorageFault, StoreRemoved
 from consumer.flow import Flow
-from consumer.message import Encoded, Envelope, Message, decode, encode
+from consumer.inbox import Held
+from consumer.message import Message
 from consumer.metrics import Metrics
 from consumer.placement import Layout
 from consumer.scratch import Stored
-from consumer.settings import Settings
 from consumer.storage import Written
 
-UNTOUCHED = np.uint32(0xFFFFFFFF)
-_POSITION_BITS = 13
-_POSITION_MASK = (1 << _POSITION_BITS) - 1
+UNTOUCHED = 0xFFFFFFFF
+# What stands in memory that nobody has written yet.
+_GARBAGE = 0xDEADBEEF
+_LATER = 2000
+# In the quiet end: how often time moves while nothing else does before the process is restarted.
+_PATIENCE = 60
+_ENDLESS = 5_000
+_FAULTS = ("fail", "hang", "lose", "crash")
+_HANGS_S = (20.0, 150.0, 2_000.0, float("inf"))
 
 
 class Violation(AssertionError):
-    """An invariant does not hold."""
+    """An invariant does not hold; `kind` is the same for all histories that break it so."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
 
 
-@dataclass(eq=False)
+class Died(BaseException):
+    """The process is gone, amid whatever it did."""
+
+
+@dataclass(eq=False, slots=True)
+class Post:
+    """A message in the broker's hands: how often it was delivered, and when it was last."""
+
+    letter: Letter
+    count: int = 0
+    since: float = 0.0
+
+
+@dataclass(eq=False, slots=True)
+class ModelStore:
+    """What the flow asks of an open store."""
+
+    key: str
+    commit: Any = field(default_factory=lambda: SimpleNamespace(forget_folders=lambda: None))
+
+
+@dataclass(eq=False, slots=True)
 class ModelArray:
-    """An array of the model store."""
+    """An array of the model store.
+
+    Attributes
+    ----------
+    wanted : ndarray
+        By tile and place: what the tile puts there; by 0: what never is there. The last row is
+        what was there before, where no tile that was published goes.
+    """
 
     key: ArrayKey
     layout: Layout
-    stored: npt.NDArray[Any]
-
-    @property
-    def store(self) -> Any:
-        """What the flow's handles ask of an open array's store."""
-        return SimpleNamespace(key=self.key.store)
+    store: ModelStore
+    stored: npt.NDArray[np.uint32]
+    wanted: npt.NDArray[np.uint32]
 
     def check(self, entry: Any) -> None:
         """Check as the product does."""
         assert tuple(entry.shape) == self.layout.shape
 
+    def publish(self, letter: Letter) -> None:
+        """Take note of what a message's tiles put where."""
+        shape = self.layout.shape
+        for tile in letter.tiles:
+            at = places(shape)[tile.box.slices]
+            self.wanted[tile.number, at] = values(tile, shape)
+            self.wanted[-1, at] = 0
 
-@dataclass(eq=False)
-class Published:
-    """A message, and how the broker sees it."""
-
-    number: int
-    encoded: Encoded
-    message: Message
-    key: ArrayKey
-    count: int = 0
+    def right(self, box: Box) -> bool:
+        """Whether each voxel is what one of its tiles put there, or never was to be touched."""
+        found = self.stored[box.slices]
+        tile = np.minimum(found >> PLACE_BITS, len(self.wanted) - 1)
+        right = self.wanted[tile, places(self.layout.shape)[box.slices]] == found
+        return bool(right.all())
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class Job:
-    """Work in a model worker."""
+    """Work in a model worker: writing a block, or else opening an array."""
 
-    finish: Callable[[bool], None]
+    array: ModelArray
+    write: Write | None
+    done: Callable[[Any, ConsumerError | None], None]
+    hangs_until: float = 0.0
+
+    @property
+    def files(self) -> list[Box]:
+        """The files to be written, as boxes in the array."""
+        assert self.write is not None
+        grid = self.array.layout.grid
+        if grid.file == grid.block:
+            return [self.write.box]
+        return touched_files(grid, self.write.box, self.write.filled)
+
+    def commit(self, most: int | None = None) -> npt.NDArray[Any]:
+        """Write all files, or at most so many; return the whole block."""
+        assert self.write is not None
+        write, stored = self.write, self.array.stored
+        whole = write.buffer
+        if write.merge:
+            whole = stored[write.box.slices].copy()
+            for box in write.filled:
+                whole[box.slices] = write.buffer[box.slices]
+        for box in self.files[:most]:
+            stored[box.slices] = whole[box.shifted(write.box.start).slices]
+        return whole
+
+    def __str__(self) -> str:
+        if self.write is None:
+            return f"opening {self.array.key.path}"
+        return f"writing {self.array.key.path} {self.write.key.block}"
 
 
-@dataclass
 class World:
-    """One history: `run` it, then it has either ended well or raised a Violation.
+    """One history: `run` it, then it has either ended well or raised an error."""
 
-    Attributes
-    ----------
-    tiles, faults : int
-        Tiles published (without duplicates), and crashes, channel losses and failed writes.
-    sabotage : callable
-        Called with each new flow, to break it on purpose.
-    """
+    root_writable = True
 
-    seed: int
-    tiles: int = 60
-    faults: int = 5
-    sabotage: Callable[[Flow], None] = lambda _flow: None
-    log: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)
+    def __init__(self, history: History) -> None:
+        self.plan = plan_of(history.seed)
+        self._seed = history.seed
+        self._tiles = history.tiles
+        letters = self.plan.cut(history.tiles)
+        self._sends = self.plan.sends if history.sends is None else history.sends
+        given = [letters[number] for number in self._sends]
+        self.unsent = deque(letter for letter in given if letter is not None)
+        self.sent: list[Letter] = []
+        self.choices = Choices(history.seed, history.events)
+        self.number = Number(0)
         self.now = 1000.0
-        self.arrays = [_array(self.random, number) for number in range(3)]
-        self.unsent = self._messages()
-        self.queue: deque[Published] = deque()
-        self.unacked: dict[DeliveryId, Published] = {}
-        self.acked: set[int] = set()
-        self.parked: list[int] = []
+        self.arrays = {x.key: array for x, array in _model_arrays(self.plan)}
+        self.queue: deque[Post] = deque()
+        self.unacked: dict[DeliveryId, Post] = {}
         self.jobs: list[Job] = []
         self.posted: deque[Callable[[], None]] = deque()
-        self.channel = 0
-        self.prefetch = self.random.choice([4, 10, 30])
-        self.settings = Settings.model_construct(
-            output_root=Path("/nowhere"),
-            memory_budget_bytes=ByteSize(self._budget()),
-            prefetch_count=self.prefetch,
-            idle_s=5.0,
-            max_age_s=60.0,
-            consumer_timeout_s=1800.0,
-            max_message_bytes=ByteSize(self._largest_body()),
-            max_open_arrays=self.random.choice([1, 3]),
-            workers=self.random.choice([1, 2, 3]),
-            retry_max_s=5.0,
-        )
-        self.incarnation = 0
+        self.channel = self._tag = self._fuse = 0
+        self.faults: list[str] = []
+        self.log: list[str] = []
+        self._events: dict[str, Callable[[], None]] = {
+            "publish": self._publish,
+            "deliver": self._deliver,
+            "finish": self._finish,
+            "tick": self._tick,
+            "fail": self._fail,
+            "hang": self._hang,
+            "lose": self._lose,
+            "crash": self._crash,
+        }
+        # The waits between attempts are drawn from it.
+        random.seed(history.seed)
         self.flow = self._new_flow()
+
+    @property
+    def history(self) -> History:
+        """The history so far, to be played back."""
+        tiles = self._tiles
+        if tiles is None:
+            tiles = tuple(tile.number for each in self.plan.letters for tile in each.tiles)
+        return History(self._seed, self._sends, tiles, tuple(self.choices.taken))
 
     # -- the history ----------------------------------------------------------------------------
 
     def run(self) -> None:
         """Run the history to its end."""
-        steps = 0
-        while self.unsent or self.faults or self.queue or self.unacked or self.jobs:
-            steps += 1
-            if steps > 40_000:
-                raise Violation(f"stuck: {len(self.queue)} queued, {len(self.unacked)} unacked")
-            self._step()
-            self._check_budget()
+        while (event := self.choices.next(self._likely())) is not None:
+            self._do(event)
+        self.log.append("-- from here on nothing more goes wrong")
+        self._end_quietly()
         self._check_end()
 
-    def _step(self) -> None:
-        choices: list[tuple[float, Callable[[], None]]] = [(1.0, self._tick)]
-        if self.unsent:
-            choices.append((4.0, self._publish))
-        if self.queue and len(self.unacked) < self.prefetch:
-            choices.append((6.0, self._deliver))
+    def _likely(self) -> dict[str, float]:
+        plan = self.plan
+        missing = plan.faults > len(self.faults)
+        if not self.unsent and not missing:
+            return {}
+        likely = {"tick": plan.time_pace, "publish": 4.0}
+        if self.queue and len(self.unacked) < plan.settings.prefetch_count:
+            likely["deliver"] = 8.0
         if self.jobs:
-            choices.append((3.0, self._finish_job))
-        if self.faults:
-            choices.append((0.3, self._fault))
-        weights = [weight for weight, _ in choices]
-        self.random.choices([step for _, step in choices], weights)[0]()
-        while self.posted:
-            self.posted.popleft()()
+            likely["finish"] = plan.workers_pace
+        if missing and (self.unacked or self.jobs):
+            likely |= dict.fromkeys(_FAULTS, 0.25)
+        return likely
+
+    def _do(self, event: Event) -> None:
+        self.number = Number(event.number)
+        try:
+            self._events[event.name]()
+            while self.posted:
+                self.posted.popleft()()
+        except Died:
+            self._start_anew("crash")
+        self._check_budget()
+
+    def _end_quietly(self) -> None:
+        quiet = Event("tick", 2)
+        waited = 0
+        for _ in range(_ENDLESS):
+            if self.unsent:
+                self._do(Event("publish", 0))
+            elif self.queue and len(self.unacked) < self.plan.settings.prefetch_count:
+                self._do(Event("deliver", 0))
+            elif self._at_work():
+                self._do(Event("finish", 0))
+            elif self.unacked or self.jobs:
+                self._do(quiet)
+                waited += 1
+                if waited > _PATIENCE:
+                    self._start_anew("restarted")
+                    waited = 0
+            else:
+                return
+        raise Violation("stuck", f"{len(self.queue)} queued, {len(self.unacked)} unacknowledged")
 
     def _publish(self) -> None:
-        self.queue.append(self.unsent.pop())
+        """Publish the next message, or one of them again."""
+        if self.unsent:
+            letter = self.unsent.popleft()
+            self.arrays[letter.array.key].publish(letter)
+            self.sent.append(letter)
+        elif self.sent:
+            letter = self.sent[self.number.below(len(self.sent))]
+        else:
+            return
+        self.queue.append(Post(letter))
 
     def _deliver(self) -> None:
-        published = self.queue.popleft()
-        identity = DeliveryId(self.channel, self.random.getrandbits(60))
-        self.unacked[identity] = published
-        self.log.append(f"deliver {published.number} of {published.key}")
-        envelope = Envelope(
-            published.encoded.routing_key, "tiles.v1", published.encoded.properties["content_type"]
-        )
-        properties = SimpleNamespace(message_id=None, app_id=None)
-        delivery = Delivery(identity, envelope, properties, published.count)
-        self.flow.deliver(delivery, published.encoded.body)
+        if not self.queue or len(self.unacked) >= self.plan.settings.prefetch_count:
+            return
+        post = self.queue.popleft()
+        letter = post.letter
+        post.since = self.now
+        self._tag += 1
+        identity = DeliveryId(self.channel, self._tag)
+        self.unacked[identity] = post
+        self.log.append(f"deliver {letter.number}, {_times(post.count)}")
+        properties = SimpleNamespace(message_id=None, app_id=None, meant=letter.message)
+        self.flow.deliver(Delivery(identity, letter.envelope, properties, post.count), letter.body)
 
-    def _finish_job(self) -> None:
-        self.jobs.pop(self.random.randrange(len(self.jobs))).finish(True)
+    def _at_work(self) -> list[int]:
+        return [i for i, job in enumerate(self.jobs) if job.hangs_until <= self.now]
+
+    def _finish(self) -> None:
+        ready = self._at_work()
+        if not ready:
+            return
+        job = self.jobs.pop(ready[self.number.below(len(ready))])
+        if job.write is None:
+            self.log.append(f"done: {job}")
+            job.done(job.array, None)
+            return
+        whole = job.commit()
+        self.log.append(f"done: {job}")
+        job.done(Written(whole, 0, 0, 0.0), None)
 
     def _tick(self) -> None:
-        self.now += self.random.choice([0.1, 1.0, 10.0])
+        step = (0.1, 1.0, 10.0, 60.0)[self.number.below(4)]
+        self.now += step
+        self.log.append(f"{step} s go by")
         self.flow.tick()
+        self._check_age()
 
-    def _fault(self) -> None:
-        self.faults -= 1
-        fault = self.random.choice([self._fail_job, self._lose_channel, self._crash])
-        fault()
+    # -- faults ---------------------------------------------------------------------------------
 
-    def _fail_job(self) -> None:
-        if self.jobs:
-            self.log.append("a job fails")
-            self.jobs.pop(self.random.randrange(len(self.jobs))).finish(False)
+    def _fail(self) -> None:
+        """Have a job fail: a write after none or some of its files, or before it has read."""
+        if not self.jobs:
+            return
+        job = self.jobs.pop(self.number.below(len(self.jobs)))
+        fault = ("open", "read", "write")[0 if job.write is None else 1 + self.number.below(2)]
+        if job.write is not None and fault == "read" and not job.write.merge:
+            fault = "write"
+        if fault == "write":
+            job.commit(self.number.below(len(job.files) + 1))
+        self._note_fault(f"{fault} fails", str(job))
+        removed = self.number.below(4) == 1
+        job.done(None, StoreRemoved("for a moment") if removed else StorageFault("no space"))
 
-    def _lose_channel(self) -> None:
-        self.log.append("channel lost")
-        self._requeue_all()
-        self.flow.channel_lost()
+    def _hang(self) -> None:
+        """Have a write hang for a while, or until the process ends."""
+        writes = [job for job in self.jobs if job.write is not None and not job.hangs_until]
+        if writes:
+            job = writes[self.number.below(len(writes))]
+            hang = _HANGS_S[self.number.below(len(_HANGS_S))]
+            job.hangs_until = self.now + hang
+            self._note_fault("write hangs", f"{job}, for {hang} s")
+
+    def _lose(self) -> None:
+        if self.unacked:
+            self._note_fault("channel lost")
+            self._requeue_all()
+            self.flow.channel_lost()
 
     def _crash(self) -> None:
-        self.log.append("crash")
-        # A write that had begun may still reach the disk, or not.
+        """Have the process die, now or amid what it does at one of its next calls."""
+        if not self.unacked and not self.jobs:
+            return
+        self._fuse = self.number.below(6)
+        if not self._fuse:
+            raise Died
+
+    def _note_fault(self, fault: str, detail: str = "") -> None:
+        self.faults.append(fault)
+        self.log.append(f"fault: {fault} {detail}".rstrip())
+
+    def _start_anew(self, fault: str) -> None:
+        self._note_fault(fault)
+        # A write that had begun may have reached the disk, wholly or in part, or not.
         for job in self.jobs:
-            if self.random.random() < 0.5:
-                job.finish(True)
+            if job.write is not None:
+                job.commit(self.number.below(len(job.files) + 1))
         self.jobs.clear()
         self.posted.clear()
+        self._fuse = 0
         self._requeue_all()
         self.flow = self._new_flow()
 
     def _requeue_all(self) -> None:
-        for published in self.unacked.values():
-            published.count += 1
-        again = list(self.unacked.values())
-        self.random.shuffle(again)
-        self.queue.extendleft(again)
+        posts = list(self.unacked.values())
+        for post in posts:
+            post.count += 1
+        again = [posts[i] for i in self.number.order([post.letter.number for post in posts])]
+        if self.number.below(2):
+            self.queue.extend(again)
+        else:
+            self.queue.extendleft(reversed(again))
         self.unacked.clear()
         self.channel += 1
+
+    def _call(self) -> None:
+        """Note that the flow calls for something outside; it may be the last that it does."""
+        if self._fuse:
+            self._fuse -= 1
+            if not self._fuse:
+                raise Died
 
     # -- the broker, as the flow sees it --------------------------------------------------------
 
     def acknowledge(self, identity: DeliveryId) -> bool:
         """Acknowledge: the model checks that the message's tiles are durable."""
-        published = self.unacked.pop(identity, None)
-        if published is None:
+        self._call()
+        post = self.unacked.pop(identity, None)
+        if post is None:
             return False
-        self.log.append(f"ack {published.number}")
-        self._check_durable(published)
-        self.acked.add(published.number)
+        letter = post.letter
+        self.log.append(f"acknowledge {letter.number}")
+        array = self.arrays[letter.array.key]
+        if not all(array.right(tile.box) for tile in letter.tiles):
+            raise Violation("acknowledged but not durable", f"message {letter.number}")
+        self._call()
         return True
 
     def requeue(self, identity: DeliveryId) -> None:
         """Deliver again."""
-        self.queue.append(self.unacked.pop(identity))
+        raise Violation("requeued", f"{identity}, though its block can be written")
 
     def park(
         self, delivery: Delivery, body: bytes, error: ParkError, done: Callable[[bool], None]
     ) -> None:
-        """Park."""
-        published = self.unacked.pop(delivery.id, None)
-        if published is not None:
-            assert body == published.encoded.body
-            self.parked.append(published.number)
-            raise Violation(f"a good message was parked: {error}")
-        done(published is not None)
+        """Park; here every message is good."""
+        raise Violation("parked", str(error))
 
     def reset(self, reason: str, *, hold: Callable[[], bool]) -> None:
         """Give up the channel."""
-        self.log.append(f"reset: {reason}")
+        self.log.append(f"the consumer gives everything back: {reason}")
         self._requeue_all()
 
     # -- the workers, as the flow sees them -----------------------------------------------------
 
-    root_writable = True
-
     def open(self, store: Any, outline: Any, block: int, done: Callable[..., None]) -> None:
         """Open an array of the model store, later."""
-        entry = outline.entry
-        array = next(a for a in self.arrays if a.key == (entry.store, entry.array))
-        self._job(lambda good: done(array, None) if good else done(None, StorageFault("open")))
+        self._call()
+        array = self.arrays[ArrayKey(outline.entry.store, outline.entry.array)]
+        self.jobs.append(Job(array, None, done))
 
     def write(self, array: Any, write: Write, done: Callable[..., None]) -> None:
-        """Write a block of the model store, later; what is read for a merge is read now."""
-        self.log.append(f"write {write.key.block} {write.reason} merge={write.merge}")
-        whole = write.buffer
-        if write.merge:
-            whole = array.stored[write.box.slices].copy()
-            for box in write.filled:
-                whole[box.slices] = write.buffer[box.slices]
-
-        def finish(good: bool) -> None:
-            files = touched_files(array.layout.grid, write.box, write.filled)
-            for box in files if good else files[: self.random.randrange(len(files) + 1)]:
-                array.stored[box.slices] = whole[box.shifted(write.box.start).slices]
-            if good:
-                done(Written(whole, 0, 0, 0.0), None)
-            else:
-                done(None, StorageFault("no space"))
-
-        self._job(finish)
+        """Write a block of the model store, later."""
+        self._call()
+        if any(job.write is not None and job.write.key == write.key for job in self.jobs):
+            raise Violation("two writes of a block at once", f"{write.key}")
+        job = Job(array, write, done)
+        self.log.append(f"begin {job}, {write.reason}{', merged' * write.merge}")
+        self.jobs.append(job)
 
     def release(self, _store: Any) -> None:
         """Nothing to let go of."""
 
-    def _job(self, finish: Callable[[bool], None]) -> None:
-        self.jobs.append(Job(finish))
-
     # -- the process ----------------------------------------------------------------------------
 
     def _new_flow(self) -> Flow:
-        self.incarnation += 1
-        incarnation = self.incarnation
-        scratch = _ModelScratch()
-
-        def post(callback: Callable[[], None]) -> None:
-            if incarnation == self.incarnation:
-                self.posted.append(callback)
-
-        stop: Callable[[StopError], None] = _fail
-        flow = Flow(
-            self.settings,
+        self.flow = _ModelFlow(
+            self.plan.settings,
             self,
-            self,  # type: ignore[arg-type]  # the model is broker and workers in one
-            scratch,  # type: ignore[arg-type]
-            Metrics(),
-            post=post,
-            stop=stop,
+            self,  # the model is broker and workers in one
+            _ModelScratch(),
+            _metrics(self.plan.real_bodies),
+            post=self.posted.append,
+            stop=_stopped,
             clock=lambda: self.now,
         )
-        self.sabotage(flow)
-        return flow
+        self.flow.takes_real_bodies = self.plan.real_bodies
+        return self.flow
 
     # -- what must hold -------------------------------------------------------------------------
 
     def _check_budget(self) -> None:
         budget = self.flow.budget
         if min(budget.free_for_bodies, budget.free_for_blocks) < 0:
-            raise Violation(f"invariant 5: {budget.held} pass the budget of {budget.limit}")
+            raise Violation("over the budget", f"{budget.held}, limit {budget.limit}")
 
-    def _check_durable(self, published: Published) -> None:
-        array = next(a for a in self.arrays if a.key == published.key)
-        for tile in published.message.tiles:
-            if not self._allowed(array, tile.box).all():
-                raise Violation(f"invariant 1: {published.number} acknowledged, not durable")
+    def _check_age(self) -> None:
+        oldest = next(iter(self.unacked.values()), None)
+        limit = self.plan.settings.consumer_timeout_s / 2
+        if oldest is not None and self.now - oldest.since > limit:
+            raise Violation("held too long", f"message {oldest.letter.number}")
 
     def _check_end(self) -> None:
-        for array in self.arrays:
-            whole = Box.of_shape(array.layout.shape)
-            if not self._allowed(array, whole).all():
-                raise Violation(f"invariants 2 and 3: {array.key} is wrong")
+        for array in self.arrays.values():
+            if not array.right(Box.of_shape(array.layout.shape)):
+                raise Violation("wrong at the end", array.key.path)
+        held = self.flow.budget.held
+        if held["bodies"] or held["blocks"] or held["encoding"] or self.flow.assembler.open_blocks:
+            raise Violation("held at the end", f"{held}")
 
-    def _allowed(self, array: ModelArray, box: Box) -> npt.NDArray[np.bool_]:
-        """Whether each voxel holds what one of its tiles put there, or was never to be touched."""
-        owned = self.owned[array.key]
-        values = array.stored[box.slices]
-        positions = _positions(array.layout.shape)[box.slices]
-        known = (values >> _POSITION_BITS <= self.tiles) & (values & _POSITION_MASK == positions)
-        tile = np.where(known, values >> _POSITION_BITS, 0)
-        covered: npt.NDArray[np.bool_] = np.any(owned, axis=0)
-        untouched = ~covered[positions] & (values == UNTOUCHED)
-        return np.asarray((known & owned[tile, positions]) | untouched, bool)
 
-    def _budget(self) -> int:
-        """Return a budget that holds the largest block and body, just so or with room."""
-        block = max(np.prod(a.layout.grid.block) * a.layout.dtype.itemsize for a in self.arrays)
-        least = max(int(block) * 16 // 3 + 16, self._largest_body() * 8)
-        return int(least * self.random.choice([1.0, 1.5, 8.0]))
+class _ModelFlow(Flow):
+    """A flow that is told what a body says, unless it takes real ones."""
 
-    def _largest_body(self) -> int:
-        return max(len(message.encoded.body) for message in self.unsent)
+    takes_real_bodies = True
 
-    # -- the messages ---------------------------------------------------------------------------
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        settings = self._settings
+        self.assembler = _ModelAssembler(
+            self.budget, idle_s=settings.idle_s, max_age_s=settings.max_age_s
+        )
 
-    def _messages(self) -> list[Published]:
-        # By tile number (0 is none) and position: whether the tile's crop covers the voxel.
-        self.owned = {
-            array.key: np.zeros((self.tiles + 1, array.stored.size), bool) for array in self.arrays
-        }
-        messages = [
-            self._message(number, self.arrays[number % len(self.arrays)])
-            for number in range(1, self.tiles + 1)
-        ]
-        again = self.random.sample(messages, len(messages) * 3 // 10)
-        messages += [Published(m.number, m.encoded, m.message, m.key) for m in again]
-        self.random.shuffle(messages)
-        return messages
+    def _decoded(self, held: Held) -> Message:
+        if self.takes_real_bodies:
+            return super()._decoded(held)
+        message: Message = held.delivery.properties.meant
+        self._inbox.note_decoded(held, message)
+        return message
 
-    def _message(self, number: int, array: ModelArray) -> Published:
-        shape = array.layout.shape
-        size = [self.random.randint(1, max(1, n * 2 // 3)) for n in shape]
-        start = [self.random.randint(0, n - k) for n, k in zip(shape, size, strict=True)]
-        box = Box(tuple(start), tuple(a + k for a, k in zip(start, size, strict=True)))
-        values = (np.uint32(number) << _POSITION_BITS) | _positions(shape)[box.slices]
-        self.owned[array.key][number, _positions(shape)[box.slices].ravel()] = True
-        fields = {
-            "store": array.key.store,
-            "array": array.key.path,
-            "axes": array.layout.axes,
-            "shape": shape,
-            "dtype": "uint32",
-            "tiles": [{"stitch_coords": start}],
-        }
-        encoded = encode(fields, [values[np.newaxis].astype(np.uint32)])
-        envelope = Envelope(encoded.routing_key, "tiles.v1", encoded.properties["content_type"])
-        return Published(number, encoded, decode(envelope, encoded.body), array.key)
+
+class _ModelAssembler(Assembler):
+    """An assembler whose new buffers hold garbage that is always the same."""
+
+    def _with_buffer(self, *arguments: Any) -> Block | None:
+        block = super()._with_buffer(*arguments)
+        if block is not None and not block.filled.voxels and not block.whole_base:
+            assert block.buffer is not None
+            block.buffer.fill(_GARBAGE)
+        return block
 
 
 class _ModelScratch:
@@ -401,20 +518,37 @@ class _ModelScratch:
         self._bodies.clear()
 
 
-def _array(chance: random.Random, number: int) -> ModelArray:
-    axes = chance.choice(["YX", "ZYX"])
-    shape = tuple(chance.randint(5, 16) for _ in axes)
-    chunks = tuple(chance.randint(2, 5) for _ in axes)
-    shards = tuple(c * chance.randint(1, 2) for c in chunks) if chance.random() < 0.5 else None
-    key = ArrayKey(f"s{number % 2}.zarr", f"a{number}")
-    layout = Layout(axes, shape, np.dtype("uint32"), chunks, shards)
-    return ModelArray(key, layout, np.full(shape, UNTOUCHED))
+class _NoMetrics:
+    """Takes the place of every metric, label and value."""
+
+    def __getattr__(self, _name: str) -> "_NoMetrics":
+        return self
+
+    def __call__(self, *_arguments: object, **_labels: object) -> "_NoMetrics":
+        return self
 
 
 @cache
-def _positions(shape: tuple[int, ...]) -> npt.NDArray[np.uint32]:
-    return np.arange(int(np.prod(shape)), dtype=np.uint32).reshape(shape)
+def _metrics(real: bool) -> Any:
+    return Metrics() if real else _NoMetrics()
 
 
-def _fail(error: StopError) -> None:
-    raise Violation(f"stopped: {error}")
+def _model_arrays(plan: Plan) -> Iterator[tuple[PlannedArray, ModelArray]]:
+    stores = {planned.key.store: ModelStore(planned.key.store) for planned in plan.arrays}
+    tiles = max(tile.number for letter in plan.letters for tile in letter.tiles)
+    for planned in plan.arrays:
+        shape = planned.layout.shape
+        stored = np.full(shape, UNTOUCHED, np.uint32)
+        wanted = np.full((tiles + 2, stored.size), UNTOUCHED, np.uint32)
+        yield (
+            planned,
+            ModelArray(planned.key, planned.layout, stores[planned.key.store], stored, wanted),
+        )
+
+
+def _times(count: int) -> str:
+    return "again" if count else "for the first time"
+
+
+def _stopped(error: StopError) -> None:
+    raise Violation("stopped", str(error))

@@ -1,0 +1,94 @@
+"""What happens in a history: drawn from a seed, or played back from a list."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+_NUMBERS = 1 << 60
+
+
+class Event(NamedTuple):
+    """One step: its name, and a number from which it takes whatever it has to choose."""
+
+    name: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What makes a history; None is all that the seed draws.
+
+    Attributes
+    ----------
+    sends : tuple of int, or None
+        Messages by number, in the order in which they are published.
+    tiles : tuple of int, or None
+        The tiles that the messages hold, by number.
+    events : tuple of Event, or None
+        What happens, up to the quiet end.
+    """
+
+    seed: int
+    sends: tuple[int, ...] | None = None
+    tiles: tuple[int, ...] | None = None
+    events: tuple[Event, ...] | None = None
+
+
+class Choices:
+    """Says what happens next; `taken` lists what it said."""
+
+    def __init__(self, seed: int, replay: Sequence[Event] | None) -> None:
+        self._random = random.Random(f"events of {seed}")
+        self._replay: Iterator[Event] | None = None if replay is None else iter(replay)
+        self.taken: list[Event] = []
+
+    def next(self, likely: Mapping[str, float]) -> Event | None:
+        """Return the next event, or None where there are no more.
+
+        Parameters
+        ----------
+        likely : mapping
+            How likely each event is. One that is played back may be none of these.
+        """
+        if self._replay is None:
+            event = self._draw(likely) if likely else None
+        else:
+            event = next(self._replay, None)
+        if event is not None:
+            self.taken.append(event)
+        return event
+
+    def _draw(self, likely: Mapping[str, float]) -> Event:
+        at = self._random.random() * sum(likely.values())
+        chosen = ""
+        for name, weight in likely.items():
+            chosen = name
+            at -= weight
+            if at < 0:
+                break
+        return Event(chosen, self._random.randrange(_NUMBERS))
+
+
+class Number:
+    """The number of an event, used up choice by choice; where nothing is left, the first is taken.
+
+    So an event's choices stay what they were while others are removed from its history.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+
+    def below(self, count: int) -> int:
+        """Return one of `count` numbers."""
+        self._left, chosen = divmod(self._left, count)
+        return chosen
+
+    def order(self, numbers: Sequence[int]) -> list[int]:
+        """Return the indices of `numbers` in a chosen order, the same for each two of them."""
+        salt = self.below(1 << 16)
+        if not salt:
+            return list(range(len(numbers)))
+        return sorted(
+            range(len(numbers)), key=lambda i: ((numbers[i] + salt) * 40503 * salt) % 65521
+        )
