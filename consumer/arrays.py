@@ -15,6 +15,7 @@ import numpy.typing as npt
 import zarr
 from zarr.storage import LocalStore, MemoryStore
 
+from consumer.blocks import ArrayKey, StoredArray, shown
 from consumer.commit import Commit, refuse_links
 from consumer.contract import AXES, ArrayEntry, Codec, as_scalar
 from consumer.coverage import Box
@@ -40,43 +41,23 @@ class Store:
     commit: Commit
 
 
-@dataclass(frozen=True, slots=True)
-class OpenArray:
+@dataclass(frozen=True)
+class OpenArray(StoredArray):
     """An open array."""
 
     store: Store
-    path: str
-    layout: Layout
     array: AnyArray
     encoder: Encoder
 
-    def check(self, entry: ArrayEntry) -> None:
-        """Check what a message says of the array against what is stored.
-
-        Raises
-        ------
-        ArrayMismatch
-            With both values.
-        """
-        layout = self.layout
-        said = {
-            "axes": (entry.axes, layout.axes or entry.axes),
-            "shape": (entry.shape, layout.shape),
-            "dtype": (entry.dtype, layout.dtype.name),
-            "chunks": (entry.chunks, layout.chunks),
-            "shards": (None if entry.shards == "auto" else entry.shards, layout.shards),
-        }
-        for name, (given, stored) in said.items():
-            if given is not None and given != stored:
-                raise ArrayMismatch(
-                    f"{self.store.key}/{self.path}: {name} {_shown(given)} is not the stored "
-                    f"{_shown(stored)}"
-                )
+    @property
+    def folder(self) -> Path:
+        """Where it is stored."""
+        return self.store.path / self.key.path
 
     def require(self) -> None:
         """Raise FileNotFoundError where the array's metadata is gone: somebody removed it."""
         name = "zarr.json" if self.array.metadata.zarr_format == 3 else ".zarray"
-        (self.store.path / self.path / name).stat()
+        (self.folder / name).stat()
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """Return what is stored in a box; the fill value where nothing is.
@@ -95,17 +76,16 @@ class OpenArray:
             raise
         except Exception as error:
             raise DamagedBlock(
-                f"{self.store.key}/{self.path}: what is stored in {box.start} to {box.stop} cannot "
-                f"be decoded ({type(error).__name__}: {error}); remove or restore its files"
+                f"{self.key.store}/{self.key.path}: what is stored in {box.start} to {box.stop} "
+                f"cannot be decoded ({type(error).__name__}: {error}); remove or restore its files"
             ) from error
 
     def _paths(self, box: Box) -> set[Path]:
         """Return the files of a box and the folders above them, up to the array's."""
-        array = self.store.path / self.path
         paths: set[Path] = set()
         for number in self.layout.grid.files(box):
-            path = array / self.array.metadata.encode_chunk_key(number)
-            while path != array and path not in paths:
+            path = self.folder / self.array.metadata.encode_chunk_key(number)
+            while path != self.folder and path not in paths:
                 paths.add(path)
                 path = path.parent
         return paths
@@ -159,7 +139,8 @@ def open_array(
     array = _opened(store, entry.array, write_empty_chunks)
     layout = _stored_layout(store, entry.array, array)
     _check_block(store, entry, layout, max_block_bytes)
-    return OpenArray(store, entry.array, layout, array, Encoder(array, layout.grid))
+    key = ArrayKey(store.key, entry.array)
+    return OpenArray(key, layout, store, array, Encoder(array, layout.grid))
 
 
 def _node(store: Store, path: str) -> Literal["array", "group", ""]:
@@ -236,8 +217,8 @@ def _new_layout(entry: ArrayEntry) -> Layout:
         shards = automatic_shards(entry.axes, entry.shape, chunks, dtype.itemsize)
     if shards and any(shard % chunk for shard, chunk in zip(shards, chunks, strict=True)):
         raise InvalidMessage(
-            f"shards {_shown(shards)} must be whole multiples of the automatic chunks "
-            f"{_shown(chunks)}; give chunks too"
+            f"shards {shown(shards)} must be whole multiples of the automatic chunks "
+            f"{shown(chunks)}; give chunks too"
         )
     return Layout(entry.axes, entry.shape, dtype, chunks, shards)
 
@@ -303,11 +284,7 @@ def _check_block(store: Store, entry: ArrayEntry, layout: Layout, max_block_byte
     if size > max_block_bytes:
         kind = "shard" if layout.shards else "chunk"
         raise TooLarge(
-            f"{store.key}/{entry.array}: a {kind} of {_shown(block)} has {size} bytes, over the "
+            f"{store.key}/{entry.array}: a {kind} of {shown(block)} has {size} bytes, over the "
             f"{max_block_bytes} that fit the memory budget; choose smaller ones or raise "
             "TILES_MEMORY_BUDGET_BYTES"
         )
-
-
-def _shown(value: Any) -> str:
-    return str(list(value)) if isinstance(value, tuple) else repr(value)

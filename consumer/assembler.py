@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy.typing as npt
 
+from consumer.arena import Arena
 from consumer.blocks import ArrayKey, Block, BlockKey, DeliveryId, Reason, Write
 from consumer.budget import ENCODING_FACTOR, Budget
 from consumer.buffers import Buffers
-from consumer.coverage import Coverage
+from consumer.coverage import Box, Coverage
 from consumer.message import Tile
 from consumer.placement import BlockIndex, Layout, Piece
 from consumer.stored import Stored
@@ -52,11 +53,13 @@ class Assembler:
     budget : Budget
         Counts buffers (`blocks`), buffers kept for a later merge (`cached`) or another block
         (`spare`) and what writes hold beside their buffer (`encoding`).
+    arena : Arena
+        Where buffers lie.
     idle_s, max_age_s : float
         When an array counts as idle, and how old a delivery may grow, in seconds.
     """
 
-    def __init__(self, budget: Budget, *, idle_s: float, max_age_s: float) -> None:
+    def __init__(self, budget: Budget, arena: Arena, *, idle_s: float, max_age_s: float) -> None:
         self._budget = budget
         self._idle_s = idle_s
         self._max_age_s = max_age_s
@@ -65,7 +68,7 @@ class Assembler:
         self._complete: dict[BlockKey, None] = {}
         self._deliveries: OrderedDict[DeliveryId, _Delivery] = OrderedDict()
         self._stored = Stored(budget)
-        self._buffers = Buffers(budget)
+        self._buffers = Buffers(budget, arena)
         self._pace: dict[ArrayKey, _Pace] = {}
         self._sizes: Counter[int] = Counter()
         self._writing = 0
@@ -144,16 +147,23 @@ class Assembler:
         cached = self._stored.take(key)
         if not self._room_for(nbytes):
             return None
+        buffer = cached if cached is not None else self._new_buffer(box, delivery.layout)
+        if buffer is None:
+            return None
         if block is None:
             block = self._blocks[key] = Block(key, box, nbytes)
             self._open.setdefault(key.array, {})[key] = None
             self._sizes[nbytes] += 1
         block.whole_base = cached is not None
-        if cached is None:
-            cached = self._buffers.take(box.shape, delivery.layout.dtype)
-        block.buffer = cached
+        block.buffer = buffer
         self._budget.take("blocks", nbytes)
         return block
+
+    def _new_buffer(self, box: Box, layout: Layout) -> npt.NDArray[Any] | None:
+        buffer = self._buffers.take(box.shape, layout.dtype)
+        while buffer is None and (self._buffers.evict() or self._stored.evict()):
+            buffer = self._buffers.take(box.shape, layout.dtype)
+        return buffer
 
     def _room_for(self, nbytes: int) -> bool:
         """Make room for a buffer, beside what writing the largest block will take."""
@@ -263,38 +273,31 @@ class Assembler:
 
     # -- results in -----------------------------------------------------------------------------
 
-    def wrote(self, write: Write, whole: npt.NDArray[Any]) -> list[DeliveryId]:
-        """Take note that a write is durable; return the deliveries that it settled.
-
-        Parameters
-        ----------
-        whole : ndarray
-            The block as it is stored now: the buffer, merged with the stored base if there was one.
-        """
+    def wrote(self, write: Write) -> list[DeliveryId]:
+        """Take note that a write is durable; return the deliveries that it settled."""
         block = self._returned(write)
         current = write.tenure == self._tenure
         if current:
             self._stored.note(write.key, write.box, write.filled)
-        unused = [] if whole is write.buffer else [write.buffer]
+        unused = write.buffer
         if block.buffer is None:
             self._drop(block)
-            whole_now = self._stored.is_whole(block.key, block.box)
-            if current and not whole_now and self._room_for(block.nbytes):
-                self._stored.keep(block.key, whole)
-            else:
-                unused.append(whole)
+            if current and self._worth_keeping(block):
+                self._stored.keep(block.key, write.buffer)
+                return self._settle(block, write.deliveries)
         else:
             self._budget.give("blocks", block.nbytes)
             if current:
-                unused.append(block.buffer)
-                block.lay_over(whole, Coverage())
+                unused = block.buffer
+                block.lay_over(write.buffer, Coverage())
                 block.whole_base = True
                 self._note_complete(block)
-            else:
-                unused.append(whole)
-        for buffer in unused:
-            self._buffers.give(buffer)
+        self._buffers.give(unused)
         return self._settle(block, write.deliveries)
+
+    def _worth_keeping(self, block: Block) -> bool:
+        """Whether more tiles of a block may come, and there is room for what they go over."""
+        return not self._stored.is_whole(block.key, block.box) and self._room_for(block.nbytes)
 
     def failed(self, write: Write) -> None:
         """Take back the buffer of a write that failed; nothing of it counts as stored."""

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from consumer.contract import ArrayEntry
 from consumer.coverage import Box, Coverage
+from consumer.errors import ArrayMismatch
 from consumer.message import Tile
-from consumer.placement import BlockIndex, Piece
+from consumer.placement import BlockIndex, Layout, Piece
 
 
 class ArrayKey(NamedTuple):
@@ -36,6 +38,42 @@ class DeliveryId(NamedTuple):
     tag: int
 
 
+@dataclass(frozen=True)
+class StoredArray:
+    """An array as it is stored."""
+
+    key: ArrayKey
+    layout: Layout
+
+    def check(self, entry: ArrayEntry) -> None:
+        """Check what a message says of the array against what is stored.
+
+        Raises
+        ------
+        ArrayMismatch
+            With both values.
+        """
+        layout = self.layout
+        said = {
+            "axes": (entry.axes, layout.axes or entry.axes),
+            "shape": (entry.shape, layout.shape),
+            "dtype": (entry.dtype, layout.dtype.name),
+            "chunks": (entry.chunks, layout.chunks),
+            "shards": (None if entry.shards == "auto" else entry.shards, layout.shards),
+        }
+        for name, (given, stored) in said.items():
+            if given is not None and given != stored:
+                raise ArrayMismatch(
+                    f"{self.key.store}/{self.key.path}: {name} {shown(given)} is not the stored "
+                    f"{shown(stored)}"
+                )
+
+
+def shown(value: Any) -> str:
+    """Return a value as messages write it."""
+    return str(list(value)) if isinstance(value, tuple) else repr(value)
+
+
 class Reason(StrEnum):
     """Why a block is written."""
 
@@ -55,7 +93,8 @@ class Write:
     box : Box
         The block's box in the array.
     buffer : ndarray
-        Of the block's shape; nobody else touches it until the write has returned.
+        Of the block's shape; nobody else touches it until the write has returned, and then it
+        holds the whole block as stored.
     filled : Coverage
         The boxes to be written, relative to the block.
     merge : bool

@@ -25,7 +25,8 @@
     │   └── BrokerLost
     └── StopError              stop: exit code 2 with one line that says what to change
         ├── UnusableSettings
-        └── UnusableRoot
+        ├── UnusableRoot
+        └── WriterLost
 
 Errors of the operating system are translated here and nowhere else; those of pika in the
 modules that import pika, those of zarr in the modules that import zarr.
@@ -36,6 +37,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 _LONGEST = 600
+_LEFT_OUT = " … "
 
 
 class Disposition(StrEnum):
@@ -188,12 +190,17 @@ class UnusableRoot(StopError):
     """The output root cannot be written."""
 
 
+class WriterLost(StopError):
+    """The writer process ended on its own."""
+
+
 def _one_short_line(text: str) -> str:
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     if len(line) <= _LONGEST:
         return line
     # What was wrong stands first, what would be right last.
-    return f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
+    half = (_LONGEST - len(_LEFT_OUT)) // 2
+    return f"{line[:half]}{_LEFT_OUT}{line[-half:]}"
 
 
 _NEVER_WRITABLE_PATH = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EISDIR}

@@ -1,7 +1,7 @@
 """The way of a tile through one process: deliveries in, blocks written, acknowledgements out.
 
-Owned by one thread, which never waits for a disk: opening, reading, encoding and committing run in
-workers, and their results come back here before anything is acknowledged.
+Owned by one thread, which never waits for a disk: the writer process opens, reads, encodes and
+commits, and its results come back here before anything is acknowledged.
 """
 
 import logging
@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from consumer.arrays import OpenArray
+from consumer.arena import Arena
 from consumer.assembler import Assembler
-from consumer.blocks import ArrayKey, DeliveryId, Write
+from consumer.blocks import ArrayKey, DeliveryId, StoredArray, Write
 from consumer.broker import Delivery, Settling
 from consumer.budget import Budget, max_block_bytes
 from consumer.errors import (
@@ -30,7 +30,7 @@ from consumer.message import Message, Outline, decode
 from consumer.metrics import Metrics
 from consumer.scratch import Scratch
 from consumer.settings import Settings
-from consumer.storage import Storage, Written
+from consumer.storage import Opened, Storage, Written
 
 # So many that workers encode while others wait for the disk.
 WRITES_PER_WORKER = 4
@@ -46,9 +46,11 @@ class Flow:
     broker : Settling
         Where deliveries are settled.
     storage : Storage
-        The workers.
+        The writer process.
+    arena : Arena
+        Where buffers lie, for the writer to see.
     post : callable
-        Runs a callable on the owning thread; used by workers.
+        Runs a callable on the owning thread; used by other threads.
     stop : callable
         Called with an error that the consumer cannot go on with.
     clock : callable
@@ -60,6 +62,7 @@ class Flow:
         settings: Settings,
         broker: Settling,
         storage: Storage,
+        arena: Arena,
         scratch: Scratch,
         metrics: Metrics,
         *,
@@ -75,7 +78,7 @@ class Flow:
         self._clock = clock
         self.budget = Budget(settings.memory_budget_bytes)
         self.assembler = Assembler(
-            self.budget, idle_s=settings.idle_s, max_age_s=settings.max_age_s
+            self.budget, arena, idle_s=settings.idle_s, max_age_s=settings.max_age_s
         )
         self._inbox = Inbox(
             self.budget,
@@ -144,9 +147,8 @@ class Flow:
         self._watch_age(now)
         for handle in self._handles.surplus(self.assembler.uses):
             self.assembler.forget_stored(handle.key)
-            store = self._handles.drop(handle)
-            if store is not None:
-                self._storage.release(store)
+            self._handles.drop(handle)
+            self._storage.close_array(handle.key)
         self.advance()
         self._measure(now)
 
@@ -161,9 +163,9 @@ class Flow:
         return not self.assembler.open_blocks and not self._parking
 
     def close(self) -> None:
-        """Let go of every store."""
-        for store in self._handles.close():
-            self._storage.release(store)
+        """Let go of every array."""
+        for handle in self._handles:
+            self._storage.close_array(handle.key)
 
     def _take_in(self) -> None:
         self._starved = False
@@ -223,7 +225,7 @@ class Flow:
         self._inbox.note_decoded(held, message)
         return message
 
-    def _check(self, handle: Handle, array: OpenArray, outline: Outline) -> None:
+    def _check(self, handle: Handle, array: StoredArray, outline: Outline) -> None:
         array.check(outline.entry)
         outline.check(array.layout)
         self._condemned.check(handle.key, array.layout.grid, outline.boxes)
@@ -233,7 +235,6 @@ class Flow:
         now = self._clock()
         for handle in self._handles.to_open(lambda handle: self._wanted(handle, now)):
             self._storage.open(
-                self._handles.store(handle.key.store),
                 handle.opening,
                 max_block_bytes(self.budget.limit),
                 partial(self._opened, handle, handle.waiting[0] if handle.waiting else None),
@@ -249,16 +250,16 @@ class Flow:
         self,
         handle: Handle,
         opened_for: Held | None,
-        array: OpenArray | None,
+        opened: Opened | None,
         error: ConsumerError | None,
     ) -> None:
-        known = self._handles.store(handle.key.store)
+        array = opened.array if opened else None
         before = self._handles.note_opened(handle, array)
-        if array is not None:
+        if opened is not None and array is not None:
             if before is not None and before.layout != array.layout:
                 self._give_up("an array was removed and made anew with another layout")
             self._metrics.array_opens.inc()
-            self._metrics.store_opens.inc(known is None)
+            self._metrics.store_opens.inc(opened.new_store)
             self._faults.clear(handle.key.store)
             self._inbox.put_back(handle.waiting)
             handle.waiting.clear()
@@ -281,9 +282,7 @@ class Flow:
             )
             if write is None:
                 return
-            array = self._handles.opened(write.key.array)
-            assert array is not None
-            self._storage.write(array, write, partial(self._written, write))
+            self._storage.write(write, partial(self._written, write))
 
     def _prefetch_exhausted(self) -> bool:
         return len(self._held) >= self._settings.prefetch_count and not len(self._inbox)
@@ -300,7 +299,7 @@ class Flow:
             if self._faults.clear(store):
                 log.info("the store works again", extra={"store": store})
             self._metrics.wrote(write, written.encoded, written.committed, written.seconds)
-            for identity in self.assembler.wrote(write, written.whole):
+            for identity in self.assembler.wrote(write):
                 self._acknowledge(identity)
         elif isinstance(error, ParkError):
             self._condemn(write, error)

@@ -1,14 +1,14 @@
-"""Which stores and arrays are open, and which deliveries wait for one to be opened.
+"""Which arrays are open, and which deliveries wait for one to be opened.
 
-Owned by the owning thread; opening itself is done in a worker, one array of a store at a time.
+Owned by the owning thread; opening itself is done in the writer process, one array of a store at a
+time.
 """
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from consumer.arrays import OpenArray, Store
-from consumer.blocks import ArrayKey
+from consumer.blocks import ArrayKey, StoredArray
 from consumer.errors import RunConflict, SourceConflict
 from consumer.inbox import Held
 from consumer.message import Outline
@@ -22,16 +22,16 @@ class Handle:
     ----------
     outline : Outline
         What the first message that it took said of it: where it is gone, it is made anew so.
-    array : OpenArray or None
+    array : StoredArray or None
         None while it is not open.
-    before : OpenArray or None
+    before : StoredArray or None
         What it was, where the store is gone and it must be opened again.
     """
 
     key: ArrayKey
     outline: Outline
-    array: OpenArray | None = None
-    before: OpenArray | None = None
+    array: StoredArray | None = None
+    before: StoredArray | None = None
     waiting: deque[Held] = field(default_factory=deque)
     taken: bool = False
     source: str | None = None
@@ -70,7 +70,6 @@ class Handles:
     def __init__(self, most: int) -> None:
         self._most = most
         self._handles: OrderedDict[ArrayKey, Handle] = OrderedDict()
-        self._stores: dict[str, Store] = {}
         self._opening: set[str] = set()
 
     def __iter__(self) -> Iterator[Handle]:
@@ -89,14 +88,10 @@ class Handles:
         self._handles.move_to_end(key)
         return self._handles[key]
 
-    def opened(self, key: ArrayKey) -> OpenArray | None:
+    def opened(self, key: ArrayKey) -> StoredArray | None:
         """Return the open array, if it is."""
         handle = self._handles.get(key)
         return handle.array if handle else None
-
-    def store(self, key: str) -> Store | None:
-        """Return the store if it is open."""
-        return self._stores.get(key)
 
     def to_open(self, wanted: Callable[[Handle], bool]) -> Iterator[Handle]:
         """Yield handles that are wanted open, of stores in which none is being opened."""
@@ -109,27 +104,23 @@ class Handles:
         """Whether an array of the store is being opened."""
         return store in self._opening
 
-    def note_opened(self, handle: Handle, array: OpenArray | None) -> OpenArray | None:
+    def note_opened(self, handle: Handle, array: StoredArray | None) -> StoredArray | None:
         """Take note that an opening ended, well or not; return what the array was before."""
         self._opening.discard(handle.key.store)
         if array is None:
             return None
         before, handle.before, handle.array = handle.before, None, array
-        self._stores[handle.key.store] = array.store
         return before
 
-    def drop(self, handle: Handle) -> Store | None:
-        """Forget a handle; return its store if that was the last array of it."""
+    def drop(self, handle: Handle) -> None:
+        """Forget a handle."""
         del self._handles[handle.key]
-        return self._closed(handle.key.store)
 
     def reopen(self, store: str) -> list[ArrayKey]:
         """Have every array of a store that is gone opened again; return their keys."""
         arrays = [handle for handle in self if handle.key.store == store]
         for handle in arrays:
             handle.before, handle.array = handle.array or handle.before, None
-        if store in self._stores:
-            self._stores[store].commit.forget_folders()
         return [handle.key for handle in arrays]
 
     def surplus(self, in_use: Callable[[ArrayKey], bool]) -> Iterator[Handle]:
@@ -140,15 +131,3 @@ class Handles:
             idle = not handle.waiting and not self.is_opening(handle.key.store)
             if idle and not in_use(handle.key):
                 yield handle
-
-    def close(self) -> list[Store]:
-        """Forget everything; return the stores that were open."""
-        stores = list(self._stores.values())
-        self._handles.clear()
-        self._stores.clear()
-        return stores
-
-    def _closed(self, store: str) -> Store | None:
-        if any(handle.key.store == store for handle in self):
-            return None
-        return self._stores.pop(store, None)

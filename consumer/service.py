@@ -3,7 +3,6 @@
 On SIGTERM or SIGINT: cancel the subscription, flush, acknowledge, release, close, exit 0.
 """
 
-import ctypes
 import gc
 import logging
 import os
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 
+from consumer.arena import Arena, give_memory_back
 from consumer.broker import Broker, Loop
 from consumer.commit import probe
 from consumer.connection import check_credentials
@@ -27,9 +27,8 @@ from consumer.topology import topology
 
 TICK_S = 0.2
 _CLOSE_S = 2.0
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGE_BYTES = 1 << 20
-_KEPT_BYTES = 64 << 20
+# Parts of different sizes leave gaps between them.
+_ARENA_FACTOR = 2
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +41,15 @@ class Service:
         self._loop = Loop()
         self._metrics = Metrics()
         self._health = Health(clock=time.monotonic, looped=time.monotonic())
-        self._storage = Storage(settings, self._post)
+        arena = Arena(_ARENA_FACTOR * settings.memory_budget_bytes)
+        self._storage = Storage(settings, arena, self._post, self._stop)
         self._scratch = _scratch(settings)
         self._broker = Broker(self._loop, settings, topology(settings), self._metrics)
         self._flow = Flow(
             settings,
             self._broker,
             self._storage,
+            arena,
             self._scratch,
             self._metrics,
             post=self._post,
@@ -62,16 +63,21 @@ class Service:
 
     def run(self) -> int:
         """Run until told to stop; return the exit code."""
-        check_root(self._settings)
         server = self._serve()
         with _signals(self._signal):
-            self._broker.start(self._flow)
+            # Its answer tells that the writer is there: only then may tiles come.
+            self._storage.probe(self._start)
             self._tick()
             log.info("started", extra={"health_port": server.server_port})
             self._loop.start()
         code = self._finish(server)
         log.info("stopped", extra={"exit_code": code})
         return code
+
+    def _start(self, _result: None, error: ConsumerError | None) -> None:
+        self._on_probe(None, error)
+        if not self._health.draining:
+            self._broker.start(self._flow)
 
     def _serve(self) -> ThreadingHTTPServer:
         settings = self._settings
@@ -155,10 +161,6 @@ class Service:
             raise self._error
         if not drained:
             log.error("the grace time ended before all was written; the broker delivers it again")
-        if not self._storage.idle:
-            # A worker that hangs on the disk would keep the interpreter from ending.
-            logging.shutdown()
-            os._exit(int(not drained))
         return int(not drained)
 
     def _turn_until(self, condition: Callable[[], bool], seconds: float) -> None:
@@ -188,23 +190,11 @@ def run(settings: Settings) -> int:
     if unknown:
         log.warning("environment variables that are no settings", extra={"variables": unknown})
     check_credentials(settings)
+    check_root(settings)
     give_memory_back()
     # What is loaded by now stays: the collector need not look at it again and again.
     gc.freeze()
     return Service(settings).run()
-
-
-def give_memory_back() -> None:
-    """Have the C library return large buffers to the system as soon as they are freed.
-
-    glibc raises its threshold for that with the first large one, and then keeps what it freed: up
-    to twice the budget would stay resident (mallopt(3)). Of the small ones it keeps some, since
-    taking a body's memory anew from the system costs more than receiving it.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def unknown_variables(settings: Settings) -> list[str]:

@@ -1,30 +1,40 @@
-"""The work on the output root, in worker threads, and the translation of its errors.
+"""The writer process, as the owning thread sees it: requests out, results and errors back.
 
-Each call returns at once; its `done` is called on the owning thread with a result or an error of
-the consumer's own.
+Opening, reading, encoding and committing have an interpreter of their own, so that none of it keeps
+the owning thread waiting. Voxels lie in memory that both processes map; what goes through the pipe
+is small. Each call returns at once; its `done` is called on the owning thread with a result or an
+error of the consumer's own.
 
-A write has two stages, so that cores encode while the disk syncs: reading and encoding, a block in
-a thread; then committing, all blocks of a store that were encoded meanwhile in one round.
+Where this process ends, the writer ends too: it reads the end of the pipe.
 """
 
+import contextlib
+import itertools
 import logging
-import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from time import monotonic
-from typing import Any, TypeVar
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
-import numpy.typing as npt
+import numpy as np
 
-from consumer.arrays import OpenArray, Store, open_array, open_store
-from consumer.blocks import Write
-from consumer.commit import probe
-from consumer.encoder import Objects, size, touched_files
-from consumer.errors import ConsumerError, StorageFault, Unexpected, from_os_error
+from consumer.arena import Arena
+from consumer.blocks import ArrayKey, StoredArray, Write
+from consumer.coverage import Box
+from consumer.errors import ConsumerError, StopError, WriterLost
 from consumer.message import Outline
 from consumer.settings import Settings
+
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from consumer.writer import main; main({fds})"
+_END_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -33,232 +43,250 @@ Done = Callable[[Result | None, ConsumerError | None], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Setup:
+    """What the writer is told first: its settings, and the size of the shared memory."""
+
+    output_root: Path
+    workers: int
+    write_empty_chunks: bool
+    file_mode: int
+    folder_mode: int
+    log_level: str
+    log_format: Any
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open or create an array.
+
+    Attributes
+    ----------
+    outline : Outline
+        What a message says of the array and its tiles.
+    max_block_bytes : int
+        The largest block that fits the budget.
+    """
+
+    outline: Outline
+    max_block_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An array that was opened, and whether its store was not open before."""
+
+    array: StoredArray
+    new_store: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WriteBlock:
+    """Merge, encode and commit a block, as `consumer.blocks.Write` says.
+
+    Attributes
+    ----------
+    offset : int
+        Where the buffer lies in the shared memory. Where it is to be merged, the writer fills its
+        holes with what is stored.
+    """
+
+    array: ArrayKey
+    box: Box
+    offset: int
+    dtype: np.dtype[Any]
+    filled: tuple[Box, ...]
+    merge: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Written:
     """A block that is durable.
 
     Attributes
     ----------
-    whole : ndarray
-        The block as stored now.
     encoded, committed : int
         Bytes of the voxels in the files written, and of the files.
     """
 
-    whole: npt.NDArray[Any]
     encoded: int
     committed: int
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class _Encoded:
-    """A block ready to be committed."""
+class Close:
+    """Let go of an array, and with its store's last of the store."""
 
-    array: OpenArray
-    objects: Objects
-    whole: npt.NDArray[Any]
-    nbytes: int
-    seconds: float
+    array: ArrayKey
 
 
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    block: _Encoded
-    done: Done[Written]
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Try whether the root can be written."""
+
+
+Request: TypeAlias = Open | WriteBlock | Close | Probe
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of the request of that number."""
+
+    number: int
+    result: Any
+    error: ConsumerError | None
 
 
 class Storage:
-    """Opens, writes and probes in worker threads."""
+    """Starts the writer process and speaks with it.
 
-    def __init__(self, settings: Settings, post: Callable[[Callable[[], None]], None]) -> None:
-        self._settings = settings
+    Parameters
+    ----------
+    arena : Arena
+        Where the buffers of blocks lie.
+    post : callable
+        Runs a callable on the owning thread.
+    stop : callable
+        Called on the owning thread with an error when the writer has ended on its own.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        arena: Arena,
+        post: Callable[[Callable[[], None]], None],
+        stop: Callable[[StopError], None],
+    ) -> None:
+        self._arena = arena
         self._post = post
-        self._encoders = ThreadPoolExecutor(settings.workers, thread_name_prefix="encode")
-        self._workers = ThreadPoolExecutor(settings.workers + 1, thread_name_prefix="worker")
-        # By store: what waits for the round under way to end; absent where there is none.
-        self._rounds: dict[str, list[_Waiting]] = {}
-        self._running = 0
+        self._stop = stop
+        self._numbers = itertools.count()
+        self._waiting: dict[int, Done[Any]] = {}
+        self._closed = False
         self.root_writable = True
+        self._socket, self._process = _start(arena)
+        self._pipe = Connection(os.dup(self._socket.fileno()))
+        # Sending waits where the writer does not read, for instance because it is stopped.
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="to-writer")
+        self._send(_setup(settings, arena))
+        self._receiver = threading.Thread(target=self._receive, name="from-writer", daemon=True)
+        self._receiver.start()
+
+    @property
+    def pid(self) -> int:
+        """The writer's process id."""
+        return self._process.pid
 
     @property
     def idle(self) -> bool:
-        """Whether no worker is at work, and every result has been passed on."""
-        return not self._running
+        """Whether every result has come back and been passed on."""
+        return not self._waiting
 
-    def open(
-        self,
-        store: Store | None,
-        outline: Outline,
-        block: int,
-        done: Done[OpenArray],
-    ) -> None:
-        """Open or create an array, of a store that is open already or not.
+    def open(self, outline: Outline, max_block_bytes: int, done: Done[Opened]) -> None:
+        """Open or create an array; see `Open`."""
+        self._ask(Open(outline, max_block_bytes), done)
 
-        Parameters
-        ----------
-        outline : Outline
-            What a message says of the array and its tiles.
-        block : int
-            The largest block that fits the budget, in bytes.
-        """
-        self._run(partial(self._open, store, outline, block), done)
+    def write(self, write: Write, done: Done[Written]) -> None:
+        """Merge, encode and commit a block of an array that is open."""
+        offset, dtype = self._arena.offset(write.buffer), write.buffer.dtype
+        filled = tuple(write.filled)
+        request = WriteBlock(write.key.array, write.box, offset, dtype, filled, write.merge)
+        self._ask(request, done)
 
-    def write(self, array: OpenArray, write: Write, done: Done[Written]) -> None:
-        """Merge, encode and commit a block."""
-        self._run(
-            partial(_encode, array, write), partial(self._encoded, done), threads=self._encoders
-        )
-
-    def release(self, store: Store) -> None:
-        """Let go of a store."""
-        self._run(store.commit.release, _log_error)
+    def close_array(self, array: ArrayKey) -> None:
+        """Let go of an array."""
+        self._ask(Close(array), _log_error)
 
     def probe(self, done: Done[None]) -> None:
         """Try whether the root can be written."""
-        self._run(partial(probe, self._settings.output_root), done)
+        self._ask(Probe(), done)
 
     def close(self) -> None:
-        """Take no more work."""
-        for threads in (self._encoders, self._workers):
-            threads.shutdown(wait=False, cancel_futures=True)
-
-    def _encoded(
-        self, done: Done[Written], block: _Encoded | None, error: ConsumerError | None
-    ) -> None:
-        if block is None:
-            done(None, error)
-            return
-        store = block.array.store.key
-        if store in self._rounds:
-            self._rounds[store].append(_Waiting(block, done))
-        else:
-            self._commit(store, [_Waiting(block, done)])
-
-    def _commit(self, store: str, waiting: list[_Waiting]) -> None:
-        self._rounds[store] = []
-        blocks = [each.block for each in waiting]
-        self._run(partial(_commit, blocks), partial(self._committed, store, waiting))
-
-    def _committed(
-        self,
-        store: str,
-        waiting: list[_Waiting],
-        written: list[Written] | None,
-        error: ConsumerError | None,
-    ) -> None:
-        following = self._rounds.pop(store)
-        if following:
-            self._commit(store, following)
-        if written is None and len(waiting) > 1:
-            # Which of them is at fault shows when each is committed alone.
-            for each in waiting:
-                self._run(partial(_commit, [each.block]), partial(_pass_on, each.done))
-            return
-        for index, each in enumerate(waiting):
-            each.done(written[index] if written else None, error)
-
-    def _open(self, store: Store | None, outline: Outline, block: int) -> OpenArray:
-        settings = self._settings
-        opened = store or open_store(
-            settings.output_root,
-            outline.entry.store,
-            file_mode=settings.file_mode,
-            folder_mode=settings.folder_mode,
-        )
+        """End the writer process, whatever it does."""
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._sender.shutdown(cancel_futures=True)
+        self._receiver.join()
+        self._pipe.close()
+        self._socket.close()
         try:
-            return open_array(
-                opened,
-                outline.entry,
-                outline.check,
-                write_empty_chunks=settings.write_empty_chunks,
-                max_block_bytes=block,
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            log.warning("the writer process hangs; it ends when the disk lets it go")
+
+    def _ask(self, request: Request, done: Done[Any]) -> None:
+        if self._closed:
+            return
+        number = next(self._numbers)
+        self._waiting[number] = done
+        self._send((number, request))
+
+    def _send(self, what: object) -> None:
+        self._sender.submit(self._send_now, what)
+
+    def _send_now(self, what: object) -> None:
+        with contextlib.suppress(OSError):  # the receiving thread sees the end
+            self._pipe.send(what)
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                self._post(partial(self._take, self._pipe.recv()))
+        except (EOFError, OSError):
+            self._post(self._lost)
+
+    def _take(self, answer: Answer) -> None:
+        self._waiting.pop(answer.number)(answer.result, answer.error)
+
+    def _lost(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            code = self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            code = 0
+        self._waiting.clear()
+        self._stop(
+            WriterLost(
+                f"the writer process ended with {_named(code)}; nothing is lost, the broker "
+                "delivers again what was not written. If memory ran out, raise the limit of the "
+                "container or lower TILES_MEMORY_BUDGET_BYTES"
             )
-        except BaseException:
-            if store is None:
-                opened.commit.release()
-            raise
-
-    def _run(
-        self,
-        work: Callable[[], Result],
-        done: Done[Result],
-        *,
-        threads: ThreadPoolExecutor | None = None,
-    ) -> None:
-        self._running += 1
-        future = (threads or self._workers).submit(self._translated, work)
-        future.add_done_callback(lambda ended: self._post(partial(self._ended, ended, done)))
-
-    def _ended(self, ended: "Future[Result]", done: Done[Result]) -> None:
-        self._running -= 1
-        error = ended.exception()
-        if error is None:
-            done(ended.result(), None)
-        else:
-            assert isinstance(error, ConsumerError)
-            done(None, error)
-
-    def _translated(self, work: Callable[[], Result]) -> Result:
-        try:
-            return work()
-        except ConsumerError:
-            raise
-        except OSError as error:
-            raise from_os_error(error, root_writable=self._root_is_writable()) from error
-        except MemoryError as error:
-            raise StorageFault(f"out of memory: {error}") from error
-        except Exception as error:
-            log.exception("unexpected error in a worker")
-            raise Unexpected(f"{type(error).__name__}: {error}") from error
-
-    def _root_is_writable(self) -> bool:
-        """Look now: what the last probe saw may be what has just changed."""
-        try:
-            probe(self._settings.output_root)
-        except OSError:
-            return False
-        return True
+        )
 
 
-def _encode(array: OpenArray, write: Write) -> _Encoded:
-    """Encode a block; what is stored below it is read only where the buffer has holes."""
-    started = monotonic()
-    whole = write.buffer
-    if write.merge:
-        whole = array.read(write.box)
-        for box in write.filled:
-            whole[box.slices] = write.buffer[box.slices]
-    objects = array.encoder.encode(write.box, whole, write.filled)
-    files = touched_files(array.layout.grid, write.box, write.filled)
-    nbytes = sum(math.prod(box.shape) for box in files) * whole.itemsize
-    return _Encoded(array, objects, whole, nbytes, monotonic() - started)
+def _start(arena: Arena) -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
+    ours, theirs = socket.socketpair()
+    descriptors = (theirs.fileno(), arena.descriptor)
+    fds = ", ".join(map(str, descriptors))
+    process = subprocess.Popen(  # noqa: S603 - this very interpreter
+        [sys.executable, "-c", _PROGRAM.format(path=sys.path, fds=fds)],
+        stdin=subprocess.DEVNULL,
+        pass_fds=descriptors,
+        process_group=0,  # an interrupt from the terminal is this process's business
+    )
+    theirs.close()
+    return ours, process
 
 
-def _commit(blocks: Sequence[_Encoded]) -> list[Written]:
-    """Commit blocks of one store.
-
-    The arrays must exist before, so that no folders are made for one that was removed, and after,
-    so that nothing counts as written that went with it.
-    """
-    started = monotonic()
-    arrays = {block.array.path: block.array for block in blocks}.values()
-    for array in arrays:
-        array.require()
-    objects = {key: parts for block in blocks for key, parts in block.objects.items()}
-    blocks[0].array.store.commit.commit(objects)
-    for array in arrays:
-        array.require()
-    seconds = monotonic() - started
-    return [
-        Written(block.whole, block.nbytes, size(block.objects), block.seconds + seconds)
-        for block in blocks
-    ]
+def _setup(settings: Settings, arena: Arena) -> Setup:
+    return Setup(
+        settings.output_root,
+        settings.workers,
+        settings.write_empty_chunks,
+        settings.file_mode,
+        settings.folder_mode,
+        settings.log_level,
+        settings.log_format,
+        arena.nbytes,
+    )
 
 
-def _pass_on(
-    done: Done[Written], written: list[Written] | None, error: ConsumerError | None
-) -> None:
-    done(written[0] if written else None, error)
+def _named(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def _log_error(_result: object, error: ConsumerError | None) -> None:

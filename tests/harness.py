@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import pika
+import psutil
 
 from consumer.message import Encoded, encode
 from consumer.testing import RabbitMQ, free_port
@@ -227,6 +230,40 @@ class ConsumerProcess:
     def tail(self) -> str:
         """The end of its log."""
         return self.log.read_text()[-3000:] if self.log.exists() else ""
+
+
+class MemoryWatch:
+    """Watches how much memory a process and its children take, shared pages counted once.
+
+    The proportional set size, ten times a second, until the block is left.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.now = self.peak = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.1):
+            with contextlib.suppress(OSError, psutil.Error):
+                family = (self._process, *self._process.children(recursive=True))
+                self.now = sum(map(_proportional_bytes, family))
+                self.peak = max(self.peak, self.now)
+
+
+def _proportional_bytes(process: psutil.Process) -> int:
+    text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+    found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 @contextlib.contextmanager

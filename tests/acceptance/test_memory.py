@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +16,7 @@ import zarr
 from conftest import MakeConsumer
 from consumer.message import Encoded, encode
 from faults import SlowDisk
-from harness import Channel, ConsumerProcess, wait_until
+from harness import Channel, ConsumerProcess, MemoryWatch, wait_until
 
 MIB = 1 << 20
 BUDGET = 256 * MIB
@@ -25,13 +24,6 @@ PEAK = BUDGET + 200 * MIB
 # In the short form, two of the cases are flooded with all 128 large tiles, the rest with 40.
 FULL = bool(os.environ.get("FULL"))
 SMALL, LARGE = (128, 128), (2047, 2048)
-
-
-def peak_bytes(pid: int) -> int:
-    """The process's largest resident set so far."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 @cache
@@ -120,10 +112,11 @@ def test_a_flood_of_large_tiles_stays_within_the_budget(
         consumer.start()
         disk.take(0.3 if case.slow else 0)
         seen = Seen(consumer)
-        wait_until(lambda: consumer.metrics()["tiles_array_opens_total"] > 1, "arrays open")
-        disk.take(0)
-        wait_until(lambda: seen.settled(case.small + case.large), "all settled", 250)
-        peak = peak_bytes(consumer.pid)
+        with MemoryWatch(consumer.pid) as memory:
+            wait_until(lambda: consumer.metrics()["tiles_array_opens_total"] > 1, "arrays open")
+            disk.take(0)
+            wait_until(lambda: seen.settled(case.small + case.large), "all settled", 250)
+        peak = memory.peak
         print(f"\npeak {peak / MIB:.0f} MiB, scratch {seen.scratch / MIB:.0f} MiB")
         assert consumer.stop() == 0
     assert wrong(case, tmp_path / "root") == []

@@ -7,6 +7,7 @@ own decoder, and write an array that is there already, on the same disk.
 import argparse
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,13 +21,16 @@ import zarr
 from pika.adapters.select_connection import IOLoop, SelectConnection
 
 from benchmarks.cases import ARRAY, STORE, Case, find
+from consumer.arena import Arena
 from consumer.arrays import OpenArray, open_array, open_store
 from consumer.blocks import ArrayKey, BlockKey, Reason, Write
 from consumer.connection import prepare_pika
 from consumer.contract import build
 from consumer.coverage import Box, Coverage
+from consumer.errors import StopError
 from consumer.flow import WRITES_PER_WORKER
-from consumer.message import Envelope, Message, decode
+from consumer.message import Envelope, Message, Outline, decode
+from consumer.placement import Layout
 from consumer.settings import Settings
 from consumer.storage import Storage
 
@@ -163,52 +167,65 @@ class TensorStore(Rival):
 
 
 class WriteOnly:
-    """Encodes and commits every block with the consumer's own workers; receives nothing."""
+    """Has the consumer's own writer process encode and commit every block; receives nothing."""
 
     def __init__(self, root: Path, case: Case) -> None:
-        create(root, case)
         self._posted: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._left = 1
         settings = Settings(output_root=root)
-        self._storage = Storage(settings, self._posted.put)
         self._in_flight = settings.workers * WRITES_PER_WORKER
-        self._array = opened(root, case)
-        self._writes = list(self._blocks(case))
+        layout = opened(root, case).layout
+        size = math.prod(layout.shape) * layout.dtype.itemsize
+        arena = Arena(2 * size)
+        self._storage = Storage(settings, arena, self._posted.put, _stopped)
+        self._writes = list(self._blocks(case, layout, arena))
+        self._storage.open(_outline(case), 1 << 40, self._done)
+        self._wait()
 
     def run(self, _host: str, _queue: str) -> float:
         """Return the seconds until all blocks are durable."""
-        left = len(self._writes)
-        waiting = iter(self._writes)
+        self._left = len(self._writes)
         began = time.monotonic()
-
-        def done(_written: Any, error: Exception | None) -> None:
-            nonlocal left
-            assert error is None, error
-            left -= 1
-            start()
-
-        def start() -> None:
-            for write in itertools.islice(waiting, 1):
-                self._storage.write(self._array, write, done)
-
         for _ in range(self._in_flight):
-            start()
-        while left:
-            self._posted.get()()
+            self._start()
+        self._wait()
         seconds = time.monotonic() - began
         self._storage.close()
         return seconds
 
-    def _blocks(self, case: Case) -> Iterator[Write]:
-        grid = self._array.layout.grid
+    def _start(self) -> None:
+        if self._writes:
+            self._storage.write(self._writes.pop(), self._written)
+
+    def _written(self, written: Any, error: Exception | None) -> None:
+        self._done(written, error)
+        self._start()
+
+    def _done(self, _result: Any, error: Exception | None) -> None:
+        assert error is None, error
+        self._left -= 1
+
+    def _wait(self) -> None:
+        while self._left:
+            self._posted.get()()
+
+    def _blocks(self, case: Case, layout: Layout, arena: Arena) -> Iterator[Write]:
+        grid = layout.grid
         counts = (-(-n // size) for n, size in zip(grid.shape, grid.block, strict=True))
         for index in itertools.product(*map(range, counts)):
             box = grid.box(index)
             image = case.image(box.start[0])[np.newaxis, np.newaxis]
-            inside = (slice(None), *box.slices[1:])
-            buffer = np.ascontiguousarray(image[inside])
+            taken = arena.take(box.volume * layout.dtype.itemsize)
+            assert taken is not None
+            buffer = taken.view(layout.dtype).reshape(box.shape)
+            buffer[...] = image[(slice(None), *box.slices[1:])]
             filled = Coverage([Box.of_shape(box.shape)])
             key = BlockKey(ArrayKey(STORE, ARRAY), index)
             yield Write(key, box, buffer, filled, False, Reason.COMPLETE, set(), 0)
+
+
+def _stopped(error: StopError) -> None:
+    raise error
 
 
 def create(root: Path, case: Case) -> None:
@@ -218,15 +235,19 @@ def create(root: Path, case: Case) -> None:
 
 def opened(root: Path, case: Case) -> OpenArray:
     """Open the array as the consumer does; create it where it is not there."""
+    store = open_store(root, STORE, file_mode=0o644, folder_mode=0o755)
+    entry = _outline(case).entry
+    return open_array(store, entry, write_empty_chunks=True, max_block_bytes=1 << 40)
+
+
+def _outline(case: Case) -> Outline:
     tile = {
         "stitch_coords": [0] * len(case.shape),
         "crop_size": [1] * len(case.shape),
         "sample_idx": 0,
         "fill": 0,
     }
-    entry = build({**case.fields, "tiles": [tile]})
-    store = open_store(root, STORE, file_mode=0o644, folder_mode=0o755)
-    return open_array(store, entry, write_empty_chunks=True, max_block_bytes=1 << 40)
+    return Outline(build({**case.fields, "tiles": [tile]}), (), ())
 
 
 RIVALS: dict[str, type[Rival] | type[WriteOnly]] = {

@@ -1,7 +1,6 @@
 """One measured run: fill the queue, start a process, take its figures, check what it wrote."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from benchmarks.rivals import PREFETCH, RIVALS
 from consumer.settings import Settings
 from consumer.testing import RabbitMQ
 from consumer.topology import topology
-from harness import ConsumerProcess, parameters, wait_until
+from harness import ConsumerProcess, MemoryWatch, parameters, wait_until
 
 CONSUMER = "consumer"
 WRITERS = (CONSUMER, *RIVALS)
@@ -96,14 +95,15 @@ class Bench:
             began = self._subscribed()
             cpu = _cpu_seconds(process.pid)
             deadline = time.monotonic() + _LIMIT_S
-            while process.settled() < case.message_count:
-                assert time.monotonic() < deadline, f"not settled:\n{process.tail()}"
-                time.sleep(_METRICS_S)
+            with MemoryWatch(process.pid) as memory:
+                while process.settled() < case.message_count:
+                    assert time.monotonic() < deadline, f"not settled:\n{process.tail()}"
+                    time.sleep(_METRICS_S)
             metrics = process.metrics()
             found = Run(
                 seconds=metrics["tiles_last_acknowledged_timestamp_seconds"] - began,
                 cpu_seconds=_cpu_seconds(process.pid) - cpu,
-                peak_memory_mib=_peak_mib(process.pid),
+                peak_memory_mib=memory.peak / (1 << 20),
                 write_amplification=metrics["tiles_write_amplification_ratio"],
                 array_opens=metrics["tiles_array_opens_total"],
             )
@@ -143,11 +143,7 @@ def broker_version(broker: RabbitMQ) -> str:
 
 
 def _cpu_seconds(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)
-
-
-def _peak_mib(pid: int) -> float:
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
+    """Return what a process and its children have computed."""
+    process = psutil.Process(pid)
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return float(sum(each.user + each.system for each in times))

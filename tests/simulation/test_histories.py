@@ -7,8 +7,6 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 from choices import History
 from world import World
@@ -85,9 +83,9 @@ def test_a_history_can_be_played_back(seed: int) -> None:
 def _acknowledges_before_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     write = World.write
 
-    def early(self: World, array: Any, wanted: Write, done: Callable[..., None]) -> None:
-        write(self, array, wanted, lambda *_: None)
-        self.posted.append(lambda: done(Written(wanted.buffer, 0, 0, 0.0), None))
+    def early(self: World, wanted: Write, done: Callable[..., None]) -> None:
+        write(self, wanted, lambda *_: None)
+        self.posted.append(lambda: done(Written(0, 0, 0.0), None))
 
     monkeypatch.setattr(World, "write", early)
 
@@ -124,7 +122,7 @@ def _forgets_a_delivery_on_flush(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _takes_a_failed_write_for_done(monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(self: Flow, write: Write, *_: Any) -> None:
-        for identity in self.assembler.wrote(write, write.buffer):
+        for identity in self.assembler.wrote(write):
             self._acknowledge(identity)
         self.advance()
 
@@ -138,12 +136,11 @@ def _writes_a_block_twice_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def _keeps_a_base_with_holes(monkeypatch: pytest.MonkeyPatch) -> None:
     wrote = Assembler.wrote
 
-    def partial_base(self: Assembler, write: Write, whole: npt.NDArray[Any]) -> list[DeliveryId]:
+    def partial_base(self: Assembler, write: Write) -> list[DeliveryId]:
         if write.merge:
-            whole = np.zeros_like(whole)
-            for box in write.filled:
-                whole[box.slices] = write.buffer[box.slices]
-        return wrote(self, write, whole)
+            for hole in write.filled.missing(Box.of_shape(write.box.shape)):
+                write.buffer[hole.slices] = 0
+        return wrote(self, write)
 
     monkeypatch.setattr(Assembler, "wrote", partial_base)
 

@@ -11,7 +11,7 @@ written, so that everything must get done.
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +21,11 @@ import numpy.typing as npt
 from choices import Choices, Event, History, Number
 from plan import PLACE_BITS, Letter, Plan, PlannedArray, places, plan_of, values
 
+from consumer.arena import Arena
 from consumer.assembler import Assembler
-from consumer.blocks import ArrayKey, Block, DeliveryId, Write
+from consumer.blocks import ArrayKey, Block, DeliveryId, StoredArray, Write
 from consumer.broker import Delivery
-from consumer.coverage import Box
+from consumer.coverage import Box, Coverage
 from consumer.encoder import touched_files
 from consumer.errors import ConsumerError, ParkError, StopError, StorageFault, StoreRemoved
 from consumer.flow import Flow
@@ -33,12 +34,13 @@ from consumer.message import Message
 from consumer.metrics import Metrics
 from consumer.placement import Layout
 from consumer.scratch import Stored
-from consumer.storage import Written
+from consumer.storage import Opened, Written
 
 UNTOUCHED = 0xFFFFFFFF
 # What stands in memory that nobody has written yet.
 _GARBAGE = 0xDEADBEEF
 _LATER = 2000
+_ARENA_BYTES = 64 << 20
 # In the quiet end: how often time moves while nothing else does before the process is restarted.
 _PATIENCE = 60
 _ENDLESS = 5_000
@@ -68,14 +70,6 @@ class Post:
 
 
 @dataclass(eq=False, slots=True)
-class ModelStore:
-    """What the flow asks of an open store."""
-
-    key: str
-    commit: Any = field(default_factory=lambda: SimpleNamespace(forget_folders=lambda: None))
-
-
-@dataclass(eq=False, slots=True)
 class ModelArray:
     """An array of the model store.
 
@@ -88,13 +82,8 @@ class ModelArray:
 
     key: ArrayKey
     layout: Layout
-    store: ModelStore
     stored: npt.NDArray[np.uint32]
     wanted: npt.NDArray[np.uint32]
-
-    def check(self, entry: Any) -> None:
-        """Check as the product does."""
-        assert tuple(entry.shape) == self.layout.shape
 
     def publish(self, letter: Letter) -> None:
         """Take note of what a message's tiles put where."""
@@ -130,18 +119,15 @@ class Job:
             return [self.write.box]
         return touched_files(grid, self.write.box, self.write.filled)
 
-    def commit(self, most: int | None = None) -> npt.NDArray[Any]:
-        """Write all files, or at most so many; return the whole block."""
+    def commit(self, most: int | None = None) -> None:
+        """Fill the buffer's holes with what is stored, then write all files, or at most so many."""
         assert self.write is not None
         write, stored = self.write, self.array.stored
-        whole = write.buffer
         if write.merge:
-            whole = stored[write.box.slices].copy()
-            for box in write.filled:
-                whole[box.slices] = write.buffer[box.slices]
+            for hole in Coverage(write.filled).missing(Box.of_shape(write.box.shape)):
+                write.buffer[hole.slices] = stored[write.box.slices][hole.slices]
         for box in self.files[:most]:
-            stored[box.slices] = whole[box.shifted(write.box.start).slices]
-        return whole
+            stored[box.slices] = write.buffer[box.shifted(write.box.start).slices]
 
     def __str__(self) -> str:
         if self.write is None:
@@ -285,11 +271,11 @@ class World:
         job = self.jobs.pop(ready[self.number.below(len(ready))])
         if job.write is None:
             self.log.append(f"done: {job}")
-            job.done(job.array, None)
+            job.done(Opened(StoredArray(job.array.key, job.array.layout), True), None)
             return
-        whole = job.commit()
+        job.commit()
         self.log.append(f"done: {job}")
-        job.done(Written(whole, 0, 0, 0.0), None)
+        job.done(Written(0, 0, 0.0), None)
 
     def _tick(self) -> None:
         step = (0.1, 1.0, 10.0, 60.0)[self.number.below(4)]
@@ -405,22 +391,22 @@ class World:
 
     # -- the workers, as the flow sees them -----------------------------------------------------
 
-    def open(self, store: Any, outline: Any, block: int, done: Callable[..., None]) -> None:
+    def open(self, outline: Any, max_block_bytes: int, done: Callable[..., None]) -> None:
         """Open an array of the model store, later."""
         self._call()
         array = self.arrays[ArrayKey(outline.entry.store, outline.entry.array)]
         self.jobs.append(Job(array, None, done))
 
-    def write(self, array: Any, write: Write, done: Callable[..., None]) -> None:
+    def write(self, write: Write, done: Callable[..., None]) -> None:
         """Write a block of the model store, later."""
         self._call()
         if any(job.write is not None and job.write.key == write.key for job in self.jobs):
             raise Violation("two writes of a block at once", f"{write.key}")
-        job = Job(array, write, done)
+        job = Job(self.arrays[write.key.array], write, done)
         self.log.append(f"begin {job}, {write.reason}{', merged' * write.merge}")
         self.jobs.append(job)
 
-    def release(self, _store: Any) -> None:
+    def close_array(self, _array: ArrayKey) -> None:
         """Nothing to let go of."""
 
     # -- the process ----------------------------------------------------------------------------
@@ -429,7 +415,8 @@ class World:
         self.flow = _ModelFlow(
             self.plan.settings,
             self,
-            self,  # the model is broker and workers in one
+            self,  # the model is broker and writer in one
+            _arena(),
             _ModelScratch(),
             _metrics(self.plan.real_bodies),
             post=self.posted.append,
@@ -470,7 +457,7 @@ class _ModelFlow(Flow):
         super().__init__(*arguments, **named)
         settings = self._settings
         self.assembler = _ModelAssembler(
-            self.budget, idle_s=settings.idle_s, max_age_s=settings.max_age_s
+            self.budget, _arena(), idle_s=settings.idle_s, max_age_s=settings.max_age_s
         )
 
     def _decoded(self, held: Held) -> Message:
@@ -529,21 +516,22 @@ class _NoMetrics:
 
 
 @cache
+def _arena() -> Arena:
+    return Arena(_ARENA_BYTES)
+
+
+@cache
 def _metrics(real: bool) -> Any:
     return Metrics() if real else _NoMetrics()
 
 
 def _model_arrays(plan: Plan) -> Iterator[tuple[PlannedArray, ModelArray]]:
-    stores = {planned.key.store: ModelStore(planned.key.store) for planned in plan.arrays}
     tiles = max(tile.number for letter in plan.letters for tile in letter.tiles)
     for planned in plan.arrays:
         shape = planned.layout.shape
         stored = np.full(shape, UNTOUCHED, np.uint32)
         wanted = np.full((tiles + 2, stored.size), UNTOUCHED, np.uint32)
-        yield (
-            planned,
-            ModelArray(planned.key, planned.layout, stores[planned.key.store], stored, wanted),
-        )
+        yield planned, ModelArray(planned.key, planned.layout, stored, wanted)
 
 
 def _times(count: int) -> str:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from consumer.arena import Arena
 from consumer.assembler import Assembler
 from consumer.blocks import ArrayKey, DeliveryId, Reason, Write
 from consumer.budget import Budget
@@ -25,7 +25,7 @@ class Bench:
 
     def __init__(self, limit: int = ROOMY) -> None:
         self.budget = Budget(limit)
-        self.assembler = Assembler(self.budget, idle_s=5.0, max_age_s=100.0)
+        self.assembler = Assembler(self.budget, Arena(ROOMY), idle_s=5.0, max_age_s=100.0)
         self.now = 1000.0
         self.last = 0
 
@@ -61,9 +61,9 @@ class Bench:
         """Bytes held, without buffers that wait for another block."""
         return sum(nbytes for kind, nbytes in self.budget.held.items() if kind != "spare")
 
-    def wrote(self, write: Write, whole: npt.NDArray[Any] | None = None) -> list[DeliveryId]:
+    def wrote(self, write: Write) -> list[DeliveryId]:
         """Have a write succeed."""
-        return self.assembler.wrote(write, write.buffer if whole is None else whole)
+        return self.assembler.wrote(write)
 
 
 def test_a_block_is_written_when_its_coverage_is_whole() -> None:
@@ -231,9 +231,9 @@ def test_what_a_write_merged_serves_the_next_write_of_the_block() -> None:
     bench.add((0, 0), (1, 1), value=1)
     write = bench.due(drain=True)
     assert write.merge
-    whole = np.full((4, 4), 9, np.uint8)
-    whole[0, 0] = 1
-    bench.wrote(write, whole)
+    write.buffer[...] = 9
+    write.buffer[0, 0] = 1
+    bench.wrote(write)
     bench.add((1, 1), (2, 2), value=2)
     again = bench.due(drain=True)
     assert not again.merge

@@ -1,0 +1,201 @@
+"""The writer process: what it is asked, what it answers, and what becomes of it."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import zarr
+
+from consumer.arena import Arena
+from consumer.blocks import ArrayKey, BlockKey, Reason, Write
+from consumer.contract import build
+from consumer.coverage import Box, Coverage
+from consumer.errors import (
+    ArrayMismatch,
+    ConsumerError,
+    StopError,
+    StoreRemoved,
+    WriterLost,
+)
+from consumer.message import Outline
+from consumer.settings import Settings
+from consumer.storage import Storage
+
+KEY = ArrayKey("p/s.zarr", "a")
+BLOCK = 8
+
+
+class Bench:
+    """A storage whose callbacks are run by whoever waits for them."""
+
+    def __init__(self, root: Path) -> None:
+        self.arena = Arena(1 << 20)
+        self.posted: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.stopped: list[StopError] = []
+        settings = Settings(output_root=root, workers=2)
+        self.storage = Storage(settings, self.arena, self.posted.put, self.stopped.append)
+        self.writer = psutil.Process(self.storage.pid)
+
+    def ask(self, call: Callable[..., None], *arguments: Any) -> tuple[Any, ConsumerError | None]:
+        """Call and wait for what comes back."""
+        answers: list[tuple[Any, ConsumerError | None]] = []
+        call(*arguments, lambda result, error: answers.append((result, error)))
+        self.turn_until(lambda: bool(answers))
+        return answers[0]
+
+    def turn_until(self, condition: Callable[[], bool]) -> None:
+        """Run what is posted until the condition holds."""
+        while not condition():
+            self.posted.get(timeout=30)()
+
+    def open(self, **said: Any) -> tuple[Any, ConsumerError | None]:
+        """Open the array."""
+        tile = {"stitch_coords": [0, 0], "crop_size": [1, 1], "fill": 0}
+        fields = {
+            "store": KEY.store,
+            "array": KEY.path,
+            "axes": "YX",
+            "shape": [BLOCK, 2 * BLOCK],
+            "dtype": "uint16",
+            "chunks": [4, 4],
+            "shards": [BLOCK, BLOCK],
+            "tiles": [tile],
+        }
+        return self.ask(self.storage.open, Outline(build(fields | said), (), ()), 1 << 20)
+
+    def write(
+        self, block: int, value: int, *filled: Box
+    ) -> tuple[Write, tuple[Any, ConsumerError | None]]:
+        """Write a block whose filled boxes hold a value, and whose holes are garbage."""
+        box = Box((0, block * BLOCK), (BLOCK, (block + 1) * BLOCK))
+        taken = self.arena.take(BLOCK * BLOCK * 2)
+        assert taken is not None
+        buffer = taken.view(np.uint16).reshape(BLOCK, BLOCK)
+        buffer[...] = 0xDEAD
+        coverage = Coverage(filled or [Box.of_shape(buffer.shape)])
+        for each in coverage:
+            buffer[each.slices] = value
+        merge = coverage.voxels < box.volume
+        key = BlockKey(KEY, (0, block))
+        write = Write(key, box, buffer, coverage, merge, Reason.COMPLETE, set(), 0)
+        return write, self.ask(self.storage.write, write)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    try:
+        yield bench
+    finally:
+        bench.storage.close()
+        assert not bench.writer.is_running()
+
+
+def test_a_block_is_written_from_the_shared_memory(bench: Bench, tmp_path: Path) -> None:
+    opened, error = bench.open()
+    assert error is None
+    assert (opened.array.key, opened.new_store) == (KEY, True)
+    assert opened.array.layout.grid.block == (BLOCK, BLOCK)
+    _, (written, error) = bench.write(1, 7)
+    assert error is None
+    assert written.encoded == BLOCK * BLOCK * 2
+    assert written.committed == sum(
+        file.stat().st_size for file in (tmp_path / KEY.store / KEY.path / "c").rglob("*/1")
+    )
+    stored = np.asarray(zarr.open_array(tmp_path / KEY.store, path=KEY.path)[:])
+    assert (stored[:, BLOCK:] == 7).all()
+    assert (stored[:, :BLOCK] == 0).all()
+
+
+def test_the_holes_of_a_buffer_are_filled_with_what_is_stored(bench: Bench, tmp_path: Path) -> None:
+    bench.open()
+    bench.write(0, 5)
+    write, (_, error) = bench.write(0, 9, Box((1, 2), (3, 8)))
+    assert error is None
+    wanted = np.full((BLOCK, BLOCK), 5, np.uint16)
+    wanted[1:3, 2:8] = 9
+    assert np.array_equal(write.buffer, wanted)
+    stored = np.asarray(zarr.open_array(tmp_path / KEY.store, path=KEY.path)[:, :BLOCK])
+    assert np.array_equal(stored, wanted)
+
+
+def test_errors_come_back_as_what_they_are(bench: Bench, tmp_path: Path) -> None:
+    bench.open()
+    _, error = bench.open(array="a/b", store=KEY.store)
+    assert isinstance(error, ArrayMismatch)
+    assert "'a'" in str(error)
+    (tmp_path / KEY.store / KEY.path / "zarr.json").unlink()
+    _, (_, error) = bench.write(0, 1)
+    assert isinstance(error, StoreRemoved)
+
+
+def test_the_last_array_of_a_store_closes_the_store(bench: Bench, tmp_path: Path) -> None:
+    assert bench.open()[0].new_store
+    assert not bench.open(array="second")[0].new_store
+    for path in ("a", "second"):
+        bench.storage.close_array(ArrayKey(KEY.store, path))
+    bench.turn_until(lambda: bench.storage.idle)
+    assert not (tmp_path / ".tiles" / KEY.store).exists()
+    assert bench.open()[0].new_store
+
+
+def test_a_writer_that_dies_is_reported_with_what_to_do(bench: Bench) -> None:
+    bench.open()
+    bench.writer.kill()
+    bench.turn_until(lambda: bool(bench.stopped))
+    assert isinstance(bench.stopped[0], WriterLost)
+    assert "signal 9" in str(bench.stopped[0])
+    assert "TILES_MEMORY_BUDGET_BYTES" in str(bench.stopped[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_writer_leaves_signals_to_its_owner(bench: Bench, number: int) -> None:
+    bench.open()
+    bench.writer.send_signal(number)
+    assert bench.write(0, 3)[1][1] is None
+    assert not bench.stopped
+
+
+def test_a_stopped_writer_keeps_nobody_waiting(bench: Bench) -> None:
+    bench.open()
+    bench.writer.suspend()
+    began = time.monotonic()
+    answers: list[Any] = []
+    for _ in range(2000):
+        bench.storage.probe(lambda *answer: answers.append(answer))
+    assert time.monotonic() - began < 1
+    bench.writer.resume()
+    bench.turn_until(lambda: len(answers) == 2000)
+
+
+_OWNER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from unit.test_storage import Bench
+bench = Bench(Path({root!r}))
+bench.open()
+print(bench.storage.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_writer_ends_with_its_owner(tmp_path: Path) -> None:
+    program = _OWNER.format(tests=str(Path(__file__).parents[1]), root=str(tmp_path))
+    owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    try:
+        assert owner.stdout is not None
+        writer = psutil.Process(int(owner.stdout.readline()))
+        assert writer.is_running()
+    finally:
+        owner.kill()
+        owner.communicate()
+    assert psutil.wait_procs([writer], timeout=5)[1] == []
