@@ -192,6 +192,7 @@ class Assembler:
         *,
         pressure: bool = False,
         drain: bool = False,
+        idle: bool = True,
         paused: Callable[[ArrayKey], bool] = lambda _array: False,
     ) -> Write | None:
         """Return the block to write next, or None; the caller starts the write.
@@ -201,10 +202,14 @@ class Assembler:
 
         Parameters
         ----------
+        idle : bool
+            Whether to look for idle arrays too: all that are open.
         paused : callable
             Whether an array must be left alone for now.
         """
         found = self._due(now, pressure, drain, paused)
+        if found is None and idle:
+            found = self._idle(now, paused)
         if found is None:
             return None
         block, reason = found
@@ -247,7 +252,7 @@ class Assembler:
             for key in delivery.blocks:
                 if self._ready(self._blocks[key], paused):
                     return self._blocks[key], reason
-        return self._idle(now, paused)
+        return None
 
     def _reason(
         self, delivery: _Delivery, now: float, pressure: bool, drain: bool

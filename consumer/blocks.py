@@ -144,9 +144,12 @@ class Block:
         values: Any = tile.values
         if isinstance(values, np.ndarray):
             values = values[piece.source.slices]
-        # float64 beyond float32's range becomes infinite, as a cast does.
-        with np.errstate(over="ignore"):
+        if getattr(values, "dtype", None) == self.buffer.dtype:
             self.buffer[piece.inside.slices] = values
+        else:
+            # float64 beyond float32's range becomes infinite, as a cast does.
+            with np.errstate(over="ignore"):
+                self.buffer[piece.inside.slices] = values
         self.filled.add(piece.inside)
         self.deliveries.add(delivery)
 

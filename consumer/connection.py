@@ -28,48 +28,66 @@ log = logging.getLogger(__name__)
 
 
 class _InPlace(SelectConnection):  # type: ignore[misc]  # pika is not typed
-    """Passes bodies on in the pieces that they were received in, without copying them.
+    """Joins each body once, from the pieces that it was received in.
 
     pika collects whole frames and copies what is left after each: every byte of a body five times.
     """
 
-    _body_channel = 0
-    _body_left = 0
-    _body_ends = False
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._channel = self._left = 0  # of the body frame that is being received
+        self._ends = False
+        # By channel, of the message that is being received.
+        self._missing: dict[int, int] = {}
+        self._pieces: dict[int, list[memoryview]] = {}
+        super().__init__(*arguments, **named)
 
     def _on_data_available(self, data_in: bytes) -> None:
         self.bytes_received += len(data_in)  # what pika's heartbeat looks at
         data = memoryview(self._frame_buffer + data_in if self._frame_buffer else data_in)
         self._frame_buffer: bytes = b""
         while data:
-            if self._body_left:
-                piece = data[: self._body_left]
-                self._body_left -= len(piece)
-                self._body_ends = not self._body_left
-                read, value = len(piece), frame.Body(self._body_channel, piece)
-            elif self._body_ends:
+            if self._left:
+                piece = data[: self._left]
+                self._left -= len(piece)
+                self._ends = not self._left
+                data = data[len(piece) :]
+                self._take_piece(self._channel, piece)
+            elif self._ends:
                 if data[0] != spec.FRAME_END:
                     raise InvalidFrameError("a body frame without its end")
-                self._body_ends, read, value = False, 1, None
+                self._ends, data = False, data[1:]
             else:
-                read, value = self._frame_start(data)
+                read = self._start_frame(data)
                 if not read:
                     self._frame_buffer = bytes(data)
                     return
-            data = data[read:]
-            if value is not None:
-                self._process_frame(value)
+                data = data[read:]
 
-    def _frame_start(self, data: memoryview) -> tuple[int, Any]:
-        """Return bytes read and, but for a body frame, the whole frame; 0 where more must come."""
+    def _take_piece(self, channel: int, piece: memoryview) -> None:
+        pieces = self._pieces.setdefault(channel, [])
+        pieces.append(piece)
+        missing = self._missing[channel] = self._missing.get(channel, 0) - len(piece)
+        if missing <= 0:
+            del self._pieces[channel]
+            self._process_frame(frame.Body(channel, b"".join(pieces)))
+
+    def _start_frame(self, data: memoryview) -> int:
+        """Read the start of a body frame or any other frame whole; 0 where more must come."""
         if len(data) < spec.FRAME_HEADER_SIZE:
-            return 0, None
+            return 0
         kind, channel, size = struct.unpack_from(">BHL", data)
         if kind == spec.FRAME_BODY:
-            self._body_channel, self._body_left, self._body_ends = channel, size, not size
-            return spec.FRAME_HEADER_SIZE, None
+            self._channel, self._left, self._ends = channel, size, not size
+            return spec.FRAME_HEADER_SIZE
         end = spec.FRAME_HEADER_SIZE + size + spec.FRAME_END_SIZE
-        return frame.decode_frame(bytes(data[:end]))  # type: ignore[no-any-return]
+        read: int
+        read, value = frame.decode_frame(bytes(data[:end]))
+        if isinstance(value, frame.Header):
+            self._missing[channel] = value.body_size
+            self._pieces.pop(channel, None)
+        if value is not None:
+            self._process_frame(value)
+        return read
 
 
 class Connection:

@@ -65,48 +65,50 @@ class Box(NamedTuple):
         return left
 
 
-# The axis, the coordinate of the face, and the box's extent along all other axes.
-_Face = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+_UNJOINED = 16
 
 
 class Coverage:
     """A set of voxels, kept as disjoint boxes; boxes that share a whole face become one.
 
-    Adding a box twice, or boxes that overlap, counts each voxel once.
+    Adding a box twice, or boxes that overlap, counts each voxel once. Boxes are joined when there
+    are many of them, or when somebody looks.
     """
 
-    __slots__ = ("_boxes", "_by_start", "_by_stop", "voxels")
+    __slots__ = ("_boxes", "_join_at", "voxels")
 
     def __init__(self, boxes: Iterable[Box] = ()) -> None:
-        self._boxes: dict[Box, None] = {}
-        self._by_start: dict[_Face, Box] = {}
-        self._by_stop: dict[_Face, Box] = {}
+        self._boxes: list[Box] = []
+        self._join_at = _UNJOINED
         self.voxels = 0
         for box in boxes:
             self.add(box)
 
     def __iter__(self) -> Iterator[Box]:
+        self._join()
         return iter(self._boxes)
 
     def __len__(self) -> int:
+        self._join()
         return len(self._boxes)
 
     def copy(self) -> "Coverage":
         """Return an independent copy."""
         twin = Coverage()
         twin._boxes = self._boxes.copy()
-        twin._by_start = self._by_start.copy()
-        twin._by_stop = self._by_stop.copy()
+        twin._join_at = self._join_at
         twin.voxels = self.voxels
         return twin
 
     def add(self, box: Box) -> int:
         """Add a box; return how many of its voxels were not covered before."""
         new = self.missing(box)
-        for piece in new:
-            self._insert(piece)
+        self._boxes += new
         added = sum(piece.volume for piece in new)
         self.voxels += added
+        if len(self._boxes) > self._join_at:
+            self._join()
+            self._join_at = max(_UNJOINED, 2 * len(self._boxes))
         return added
 
     def update(self, other: "Coverage") -> None:
@@ -134,15 +136,36 @@ class Coverage:
         """Whether every voxel of `box` is covered."""
         return not self.missing(box)
 
-    def _insert(self, box: Box) -> None:
-        while (merged := self._merged(box) if self._boxes else None) is not None:
-            box = merged
-        self._boxes[box] = None
+    def _join(self) -> None:
+        if len(self._boxes) > 1:
+            joined = _Joined()
+            for box in self._boxes:
+                joined.add(box)
+            self._boxes = list(joined.boxes)
+
+
+# The axis, the coordinate of the face, and the box's extent along all other axes.
+_Face = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+
+
+class _Joined:
+    """Disjoint boxes of which no two share a whole face."""
+
+    def __init__(self) -> None:
+        self.boxes: dict[Box, None] = {}
+        self._by_start: dict[_Face, Box] = {}
+        self._by_stop: dict[_Face, Box] = {}
+
+    def add(self, box: Box) -> None:
+        """Add a box that overlaps none."""
+        while (joined := self._with_neighbour(box) if self.boxes else None) is not None:
+            box = joined
+        self.boxes[box] = None
         for axis in range(len(box.start)):
             self._by_start[_face(box, axis, box.start[axis])] = box
             self._by_stop[_face(box, axis, box.stop[axis])] = box
 
-    def _merged(self, box: Box) -> Box | None:
+    def _with_neighbour(self, box: Box) -> Box | None:
         for axis in range(len(box.start)):
             before = self._by_stop.get(_face(box, axis, box.start[axis]))
             if before is not None:
@@ -155,7 +178,7 @@ class Coverage:
         return None
 
     def _remove(self, box: Box) -> None:
-        del self._boxes[box]
+        del self.boxes[box]
         for axis in range(len(box.start)):
             del self._by_start[_face(box, axis, box.start[axis])]
             del self._by_stop[_face(box, axis, box.stop[axis])]

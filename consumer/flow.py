@@ -95,6 +95,8 @@ class Flow:
         self._faults = Faults(settings.retry_max_s)
         self._starved = False
         self._draining = False
+        # Idle is what only time brings about, so it is looked for at each tick until none is left.
+        self._look_for_idle = False
         # Settling may call back at once; what follows is then done in the loop, not in depth.
         self._advancing = self._again = False
 
@@ -143,6 +145,7 @@ class Flow:
     def tick(self) -> None:
         """Do what only time brings about; call it a few times a second."""
         now = self._clock()
+        self._look_for_idle = True
         self._condemned.expire(now)
         self._watch_age(now)
         for handle in self._handles.surplus(self.assembler.uses):
@@ -278,9 +281,11 @@ class Flow:
                 now,
                 pressure=self._starved or self._prefetch_exhausted(),
                 drain=self._draining,
+                idle=self._look_for_idle,
                 paused=lambda array: self._paused(array, now),
             )
             if write is None:
+                self._look_for_idle = False
                 return
             self._storage.write(write, partial(self._written, write))
 

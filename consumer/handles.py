@@ -70,6 +70,7 @@ class Handles:
     def __init__(self, most: int) -> None:
         self._most = most
         self._handles: OrderedDict[ArrayKey, Handle] = OrderedDict()
+        self._closed: dict[ArrayKey, Handle] = {}
         self._opening: set[str] = set()
 
     def __iter__(self) -> Iterator[Handle]:
@@ -84,7 +85,7 @@ class Handles:
         """Return the handle of a message's array, as the one used last."""
         key = ArrayKey(outline.entry.store, outline.entry.array)
         if key not in self._handles:
-            self._handles[key] = Handle(key, outline)
+            self._handles[key] = self._closed[key] = Handle(key, outline)
         self._handles.move_to_end(key)
         return self._handles[key]
 
@@ -95,8 +96,8 @@ class Handles:
 
     def to_open(self, wanted: Callable[[Handle], bool]) -> Iterator[Handle]:
         """Yield handles that are wanted open, of stores in which none is being opened."""
-        for handle in list(self):
-            if handle.array is None and handle.key.store not in self._opening and wanted(handle):
+        for handle in list(self._closed.values()):
+            if handle.key.store not in self._opening and wanted(handle):
                 self._opening.add(handle.key.store)
                 yield handle
 
@@ -109,18 +110,21 @@ class Handles:
         self._opening.discard(handle.key.store)
         if array is None:
             return None
+        self._closed.pop(handle.key, None)
         before, handle.before, handle.array = handle.before, None, array
         return before
 
     def drop(self, handle: Handle) -> None:
         """Forget a handle."""
         del self._handles[handle.key]
+        self._closed.pop(handle.key, None)
 
     def reopen(self, store: str) -> list[ArrayKey]:
         """Have every array of a store that is gone opened again; return their keys."""
         arrays = [handle for handle in self if handle.key.store == store]
         for handle in arrays:
             handle.before, handle.array = handle.array or handle.before, None
+            self._closed[handle.key] = handle
         return [handle.key for handle in arrays]
 
     def surplus(self, in_use: Callable[[ArrayKey], bool]) -> Iterator[Handle]:

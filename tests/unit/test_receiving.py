@@ -30,7 +30,9 @@ class Receiving(_InPlace):
 
     def __init__(self) -> None:
         self._frame_buffer = b""
-        self.bytes_received = 0
+        self._channel = self._left = self.bytes_received = 0
+        self._ends = False
+        self._missing, self._pieces = {}, {}
         self.frames: list[Any] = []
 
     def _process_frame(self, value: Any) -> None:
@@ -84,3 +86,39 @@ def test_a_frame_without_its_end_is_refused(kind: Any) -> None:
     data = kind.marshal()[:-1] + b"\x00"
     with pytest.raises(InvalidFrameError):
         Receiving().receive(data, [len(data)])
+
+
+def test_a_body_comes_as_one_frame() -> None:
+    receiving = Receiving()
+    receiving.receive(stream(), [700])
+    bodies = [each.fragment for each in receiving.frames if isinstance(each, frame.Body)]
+    assert bodies == [body for body in BODIES if body]
+
+
+def test_bodies_of_several_channels_may_come_in_turn() -> None:
+    properties = pika.BasicProperties()
+    bodies = {1: b"a" * 50, 2: b"b" * 70, 3: b"c" * 10}
+    frames = [frame.Header(number, len(body), properties) for number, body in bodies.items()]
+    for start in range(0, 70, 10):
+        frames += [
+            frame.Body(number, body[start : start + 10])
+            for number, body in bodies.items()
+            if body[start:]
+        ]
+    receiving = Receiving()
+    receiving.receive(b"".join(each.marshal() for each in frames), [13])
+    found = {e.channel_number: e.fragment for e in receiving.frames if isinstance(e, frame.Body)}
+    assert found == bodies
+
+
+def test_a_body_that_was_broken_off_leaves_nothing_behind() -> None:
+    properties = pika.BasicProperties()
+    frames = [
+        frame.Header(1, 100, properties),
+        frame.Body(1, b"broken off"),
+        frame.Header(1, 5, properties),
+        frame.Body(1, b"whole"),
+    ]
+    receiving = Receiving()
+    receiving.receive(b"".join(each.marshal() for each in frames), [9])
+    assert [e.fragment for e in receiving.frames if isinstance(e, frame.Body)] == [b"whole"]
