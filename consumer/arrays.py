@@ -16,6 +16,7 @@ import zarr
 from zarr.storage import LocalStore, MemoryStore
 
 from consumer.blocks import ArrayKey, StoredArray, shown
+from consumer.budget import least_limit
 from consumer.commit import Commit, refuse_links
 from consumer.contract import AXES, ArrayEntry, Codec, as_scalar
 from consumer.coverage import Box
@@ -286,5 +287,5 @@ def _check_block(store: Store, entry: ArrayEntry, layout: Layout, max_block_byte
         raise TooLarge(
             f"{store.key}/{entry.array}: a {kind} of {shown(block)} has {size} bytes, over the "
             f"{max_block_bytes} that fit the memory budget; choose smaller ones or raise "
-            "TILES_MEMORY_BUDGET_BYTES"
+            f"TILES_MEMORY_BUDGET_BYTES to at least {least_limit(size)}"
         )

@@ -18,6 +18,11 @@ def max_block_bytes(limit: int) -> int:
     return (limit - limit // BODY_SHARE) // (1 + ENCODING_FACTOR)
 
 
+def least_limit(block: int) -> int:
+    """Return the least limit within which a block of so many bytes can be written."""
+    return BODY_SHARE * ((1 + ENCODING_FACTOR) * block - 1) // (BODY_SHARE - 1) + 1
+
+
 @dataclass(slots=True)
 class Budget:
     """The memory budget. `scratch` is on disk: it is counted, but not against the limit."""

@@ -78,16 +78,15 @@ class _InPlace(SelectConnection):  # type: ignore[misc]  # pika is not typed
         kind, channel, size = struct.unpack_from(">BHL", data)
         if kind == spec.FRAME_BODY:
             self._channel, self._left, self._ends = channel, size, not size
-            return spec.FRAME_HEADER_SIZE
+            return int(spec.FRAME_HEADER_SIZE)
         end = spec.FRAME_HEADER_SIZE + size + spec.FRAME_END_SIZE
-        read: int
         read, value = frame.decode_frame(bytes(data[:end]))
         if isinstance(value, frame.Header):
             self._missing[channel] = value.body_size
             self._pieces.pop(channel, None)
         if value is not None:
             self._process_frame(value)
-        return read
+        return int(read)
 
 
 class Connection:

@@ -33,7 +33,6 @@ from consumer.errors import ConsumerError, StopError, WriterLost
 from consumer.message import Outline
 from consumer.settings import Settings
 
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from consumer.writer import main; main({fds})"
 _END_S = 1.0
 
 log = logging.getLogger(__name__)
@@ -261,9 +260,11 @@ class Storage:
 def _start(arena: Arena) -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
     ours, theirs = socket.socketpair()
     descriptors = (theirs.fileno(), arena.descriptor)
-    fds = ", ".join(map(str, descriptors))
+    # It must find what this process found, wherever that came from.
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     process = subprocess.Popen(  # noqa: S603 - this very interpreter
-        [sys.executable, "-c", _PROGRAM.format(path=sys.path, fds=fds)],
+        [sys.executable, "-P", "-m", "consumer.writer", *map(str, descriptors)],
+        env=os.environ | {"PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         pass_fds=descriptors,
         process_group=0,  # an interrupt from the terminal is this process's business

@@ -13,6 +13,7 @@ import math
 import mmap
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -319,3 +320,7 @@ def _listen(pipe: Connection, writer: Writer) -> None:
     except (EOFError, OSError):
         # What it was asked to do, nobody waits for any more.
         os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
