@@ -3,7 +3,7 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-full bench bench-quick lint requirements clean
+.PHONY: help demo test test-full bench bench-quick bench-stages lint requirements clean
 
 help: ## List these commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,11 @@ bench: ## Measure throughput against other writers; takes about half an hour.
 
 bench-quick: ## The same in short.
 	@$(MAKE) --no-print-directory bench ARGS="--quick --repeats 2 $(ARGS)"
+
+bench-stages: ## Measure each stage of a tile's way alone.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	@deploy/scripts/setup-rabbitmq
+	@PYTHONPATH=.:tests .venv/bin/python -m benchmarks.stages $(ARGS)
 
 lint: ## Check style and types.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)

@@ -94,6 +94,11 @@ class Assembler:
             delivery.array == array for delivery in self._deliveries.values()
         )
 
+    def release_spare(self) -> None:
+        """Give back the memory of buffers that nobody uses."""
+        while self._buffers.evict():
+            pass
+
     # -- tiles in -------------------------------------------------------------------------------
 
     def add(

@@ -97,6 +97,7 @@ class Flow:
         self._draining = False
         # Idle is what only time brings about, so it is looked for at each tick until none is left.
         self._look_for_idle = False
+        self._at_work = clock()
         # Settling may call back at once; what follows is then done in the loop, not in depth.
         self._advancing = self._again = False
 
@@ -148,6 +149,10 @@ class Flow:
         self._look_for_idle = True
         self._condemned.expire(now)
         self._watch_age(now)
+        if self.assembler.open_blocks:
+            self._at_work = now
+        elif now - self._at_work > self._settings.idle_s:
+            self.assembler.release_spare()
         for handle in self._handles.surplus(self.assembler.uses):
             self.assembler.forget_stored(handle.key)
             self._handles.drop(handle)

@@ -261,7 +261,7 @@ def _start(arena: Arena) -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
     ours, theirs = socket.socketpair()
     descriptors = (theirs.fileno(), arena.descriptor)
     # It must find what this process found, wherever that came from.
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     process = subprocess.Popen(  # noqa: S603 - this very interpreter
         [sys.executable, "-P", "-m", "consumer.writer", *map(str, descriptors)],
         env=os.environ | {"PYTHONPATH": path},

@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -10,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pika
 import pytest
 import zarr
 
 from conftest import MakeConsumer
 from consumer.message import Encoded, encode
+from consumer.testing import RabbitMQ
 from faults import SlowDisk
-from harness import Channel, ConsumerProcess, MemoryWatch, wait_until
+from harness import Channel, ConsumerProcess, MemoryWatch, parameters, wait_until
 
 MIB = 1 << 20
 BUDGET = 256 * MIB
@@ -122,6 +125,48 @@ def test_a_flood_of_large_tiles_stays_within_the_budget(
     assert wrong(case, tmp_path / "root") == []
     assert case.compress or seen.scratch > 0
     assert peak <= PEAK
+
+
+TILES, EARLY = (200_000 if FULL else 60_000), 20_000
+EDGE, COLUMNS = 32, 500
+
+
+def test_memory_does_not_grow_with_the_number_of_tiles(
+    make_consumer: MakeConsumer, broker: RabbitMQ, prefix: str, tmp_path: Path
+) -> None:
+    with make_consumer(memory_budget_bytes=BUDGET, scratch_folder=tmp_path) as consumer:
+        seen = Seen(consumer)
+        with MemoryWatch(consumer.pid) as memory, pika.BlockingConnection(parameters(broker)) as at:
+            channel = at.channel()
+            for number in range(TILES):
+                row, column = divmod(number, COLUMNS)
+                fields = {
+                    "store": "many.zarr",
+                    "array": "x",
+                    "axes": "YX",
+                    "shape": [TILES // COLUMNS * EDGE, COLUMNS * EDGE],
+                    "dtype": "uint8",
+                    "chunks": [256, 256],
+                    "shards": [1024, 1024],
+                    "tiles": [{"stitch_coords": [row * EDGE, column * EDGE]}],
+                }
+                tile = np.full((1, EDGE, EDGE), 1 + number % 251, np.uint8)
+                sent = encode(fields, [tile])
+                properties = pika.BasicProperties(**sent.properties)
+                channel.basic_publish(prefix, sent.routing_key, sent.body, properties)
+                if number == EARLY + 5000:
+                    wait_until(lambda: seen.settled(EARLY), "the first", 250)
+                    early = memory.now
+            wait_until(lambda: seen.settled(TILES), "all settled", 250)
+            wait_until(lambda: consumer.metrics()['tiles_held_bytes{kind="spare"}'] == 0, "rest")
+            time.sleep(0.5)
+            late = memory.now
+        print(f"\n{early / MIB:.1f} MiB early, {late / MIB:.1f} at the end")
+        assert consumer.stop() == 0
+    stored = zarr.open_array(tmp_path / "root/many.zarr", path="x", mode="r")
+    wanted = 1 + np.arange(TILES).reshape(-1, COLUMNS) % 251
+    assert np.array_equal(np.asarray(stored[::EDGE, ::EDGE]), wanted)
+    assert late <= early + 10 * MIB
 
 
 def message(case: Case, fields: dict[str, Any], number: int, size: tuple[int, int]) -> Encoded:

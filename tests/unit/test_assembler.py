@@ -359,3 +359,12 @@ def test_kept_buffers_make_way_for_new_blocks() -> None:
     bench.wrote(bench.due(drain=True))
     bench.add((4, 4), (5, 5))
     assert bench.budget.held["cached"] == 0
+
+
+def test_spare_buffers_can_be_given_back() -> None:
+    bench = Bench()
+    bench.add((0, 0), (4, 4))
+    bench.wrote(bench.due())
+    assert bench.budget.held["spare"] == BLOCK_BYTES
+    bench.assembler.release_spare()
+    assert bench.budget.held["spare"] == 0
