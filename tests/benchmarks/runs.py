@@ -1,6 +1,7 @@
 """One measured run: fill the queue, start a process, take its figures, check what it wrote."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,8 @@ class Bench:
         self._root.mkdir(parents=True)
         if writer != "write_only":
             self._fill(case)
+        # What the writer before left to be written or discarded is not this one's.
+        os.sync()
         found = self._consumer(case) if writer == CONSUMER else self._rival(writer, case)
         if writer != "drain_only":
             self._check(case)
