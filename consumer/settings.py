@@ -127,8 +127,8 @@ class Settings(BaseSettings):
     memory_budget_bytes: ByteSize = Field(
         ByteSize(1 << 30),
         ge=1 << 20,
-        description="Memory for bodies, block buffers and encoding; the process itself takes "
-        "about 150 MiB more.",
+        description="Memory for bodies, block buffers and encoding; the two processes "
+        "themselves take about 150 MiB more.",
     )
     scratch_bytes: ByteSize = Field(
         ByteSize(16 << 30),
@@ -143,7 +143,8 @@ class Settings(BaseSettings):
         default_factory=lambda: len(os.sched_getaffinity(0)),
         ge=1,
         le=64,
-        description="Threads that read, encode and write; default: the number of cores.",
+        description="Threads of the writer process that read, encode and write; "
+        "default: the number of cores.",
     )
     max_open_arrays: int = Field(256, ge=1, description="Array handles kept open.")
     write_empty_chunks: bool = Field(
