@@ -17,7 +17,7 @@ test: ## Run all tests, and on Python 3.13, where there is one, those that need 
 	@deploy/scripts/setup-python .venv dev $(PYTHON)
 	@deploy/scripts/setup-rabbitmq || [ -z "$${CI:-}" ]
 	.venv/bin/python -m pytest
-	@deploy/scripts/test-on 3.13 tests/unit tests/simulation
+	@HISTORIES=1000 deploy/scripts/test-on 3.13 tests/unit tests/simulation
 
 test-full: export FULL = 1
 test-full: test ## Run all tests at their full size.

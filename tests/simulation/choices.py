@@ -1,11 +1,12 @@
 """What happens in a history: drawn from a seed, or played back from a list."""
 
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-_NUMBERS = 1 << 60
+_NUMBER_BITS = 60
 
 
 class Event(NamedTuple):
@@ -33,6 +34,28 @@ class History:
     sends: tuple[int, ...] | None = None
     tiles: tuple[int, ...] | None = None
     events: tuple[Event, ...] | None = None
+
+    def __str__(self) -> str:
+        """Return it as JSON, for `parse`; a number of 0 is left out."""
+        if self.sends is None or self.tiles is None or self.events is None:
+            return str(self.seed)
+        events = [f"{name} {number}" if number else name for name, number in self.events]
+        said = {"seed": self.seed, "sends": self.sends, "tiles": self.tiles, "events": events}
+        return json.dumps(said)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return what `str` has written, or the history of a seed."""
+        said = json.loads(text)
+        if isinstance(said, int):
+            return cls(said)
+        events = (each.partition(" ") for each in said["events"])
+        return cls(
+            said["seed"],
+            tuple(said["sends"]),
+            tuple(said["tiles"]),
+            tuple(Event(name, int(number or 0)) for name, _, number in events),
+        )
 
 
 class Choices:
@@ -67,7 +90,7 @@ class Choices:
             at -= weight
             if at < 0:
                 break
-        return Event(chosen, self._random.randrange(_NUMBERS))
+        return Event(chosen, self._random.getrandbits(_NUMBER_BITS))
 
 
 class Number:

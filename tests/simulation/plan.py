@@ -1,22 +1,24 @@
 """What a seed lays down before its history begins: arrays, tiles, messages and settings."""
 
+import math
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import ByteSize
 
+from consumer import placement
 from consumer.blocks import ArrayKey
-from consumer.contract import CONTENT_ENCODING, CONTENT_TYPE, MESSAGE_TYPE, TileEntry, TilesEntry
+from consumer.contract import CONTENT_ENCODING, CONTENT_TYPE, MESSAGE_TYPE, TilesEntry
 from consumer.coverage import Box
 from consumer.message import Envelope, Message, Tile, decode, encode
-from consumer.placement import Layout, stitched_box
+from consumer.placement import Layout
 from consumer.settings import Settings
 
 LEAST_TILES = 50
@@ -26,33 +28,43 @@ LEAST_FAULTS = 5
 REAL_BODIES = 200
 # A voxel's value is the number of its tile and the voxel's place in the array.
 PLACE_BITS = 13
+# Unsharded arrays are cut into blocks of so many bytes: a few voxels.
+BLOCK_BYTES = 600
 # A tile that is one fill value has this for a place.
 NO_PLACE = (1 << PLACE_BITS) - 1
 _METADATA_BYTES = 300
-_UNSAID = {name: field.default for name, field in TileEntry.model_fields.items()}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PlannedTile:
-    """A tile: where it goes, and how its producer says so."""
+    """A tile: where it goes, what it puts there, and how its producer says so."""
 
     number: int
     box: Box
+    values: npt.NDArray[np.uint32]
     fields: dict[str, Any]
-    tensor: npt.NDArray[Any] | None
+    tensor: npt.NDArray[np.uint32] | None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PlannedArray:
-    """An array."""
+    """An array, and what every message says of it."""
 
     key: ArrayKey
     layout: Layout
+    fields: dict[str, Any]
+    entry: TilesEntry
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Letter:
-    """A message as published, and as it is to be understood."""
+    """A message as published, and as it is to be understood.
+
+    Attributes
+    ----------
+    places, values : ndarray
+        Of each voxel of its tiles: its place in the array, and what is to be there.
+    """
 
     number: int
     array: PlannedArray
@@ -60,6 +72,8 @@ class Letter:
     envelope: Envelope
     body: bytes
     message: Message
+    places: npt.NDArray[np.uint32]
+    values: npt.NDArray[np.uint32]
 
 
 class Plan:
@@ -98,17 +112,14 @@ class Plan:
 
     def _letter(self, number: int, tiles: list[PlannedTile]) -> Letter:
         array = self._drafts[number][0]
-        fields = {
-            "store": array.key.store,
-            "array": array.key.path,
-            "axes": array.layout.axes,
-            "shape": array.layout.shape,
-            "dtype": "uint32",
-        }
+        at = places(array.layout.shape)
+        where = np.concatenate([at[tile.box.slices].ravel() for tile in tiles])
+        what = np.concatenate([tile.values.ravel() for tile in tiles])
         compressed = number % 4 == 0
         if not self.real_bodies:
-            return _short_cut(number, array, tuple(tiles), fields, compressed)
-        fields["tiles"] = [tile.fields for tile in tiles]
+            said = _short_cut(array, tiles, compressed)
+            return Letter(number, array, tuple(tiles), *said, where, what)
+        fields = array.fields | {"tiles": [tile.fields for tile in tiles]}
         tensors = [tile.tensor for tile in tiles if tile.tensor is not None]
         encoded = encode(fields, tensors, compress=compressed, checksum=number % 3 == 0)
         given = encoded.properties
@@ -120,18 +131,18 @@ class Plan:
             given["headers"],
         )
         message = decode(envelope, encoded.body)
-        return Letter(number, array, tuple(tiles), envelope, encoded.body, message)
+        return Letter(number, array, tuple(tiles), envelope, encoded.body, message, where, what)
 
     def _settings(self, chance: random.Random) -> Settings:
         body = max(max(len(x.body), x.message.nbytes) for x in self.letters)
         layouts = [array.layout for array in self.arrays]
-        block = max(int(np.prod(x.grid.block)) * x.dtype.itemsize for x in layouts)
+        block = max(math.prod(x.grid.block) * x.dtype.itemsize for x in layouts)
         # What holds the largest block and body: just so, or with room.
         least = max(block * 16 // 3 + 16, body * 8 + 16)
         return Settings.model_construct(
             output_root=Path("/nowhere"),
             memory_budget_bytes=ByteSize(int(least * chance.choice([1.0, 1.5, 8.0]))),
-            prefetch_count=chance.choice([2, 5, 15]),
+            prefetch_count=chance.choice([2, 5, 10]),
             idle_s=5.0,
             max_age_s=60.0,
             consumer_timeout_s=1800.0,
@@ -151,14 +162,7 @@ def plan_of(seed: int) -> Plan:
 @cache
 def places(shape: tuple[int, ...]) -> npt.NDArray[np.uint32]:
     """Return the number of each voxel's place."""
-    return np.arange(int(np.prod(shape)), dtype=np.uint32).reshape(shape)
-
-
-def values(tile: PlannedTile, shape: tuple[int, ...]) -> npt.NDArray[np.uint32]:
-    """Return what a tile puts into its box."""
-    if tile.tensor is None:
-        return np.asarray(tile.number << PLACE_BITS | NO_PLACE, np.uint32)
-    return np.uint32(tile.number << PLACE_BITS) | places(shape)[tile.box.slices]
+    return np.arange(math.prod(shape), dtype=np.uint32).reshape(shape)
 
 
 def _array(chance: random.Random, number: int) -> PlannedArray:
@@ -168,7 +172,17 @@ def _array(chance: random.Random, number: int) -> PlannedArray:
     sharded = chance.random() < 0.6
     shards = tuple(n * chance.randint(1, 2) for n in chunks) if sharded else None
     key = ArrayKey(f"s{number % 2}.zarr", f"a{number}")
-    return PlannedArray(key, Layout(axes, shape, np.dtype("uint32"), chunks, shards))
+    fields: dict[str, Any] = {
+        "store": key.store,
+        "array": key.path,
+        "axes": axes,
+        "shape": shape,
+        "dtype": "uint32",
+    }
+    layout = Layout(axes, shape, np.dtype("uint32"), chunks, shards)
+    with patch.object(placement, "BLOCK_BYTES", BLOCK_BYTES):
+        assert layout.grid, "which from here on stays as it is"
+    return PlannedArray(key, layout, fields, TilesEntry.model_construct(None, **fields))
 
 
 def _tile(chance: random.Random, array: PlannedArray, number: int) -> PlannedTile:
@@ -192,54 +206,39 @@ def _tile(chance: random.Random, array: PlannedArray, number: int) -> PlannedTil
     if filled:
         fields["crop_size"] = box.shape[first:]
         fields["fill"] = number << PLACE_BITS | NO_PLACE
-        return PlannedTile(number, box, fields, None)
-    return PlannedTile(number, box, *_tensor(chance, array, number, box, fields))
-
-
-def _tensor(
-    chance: random.Random, array: PlannedArray, number: int, box: Box, fields: dict[str, Any]
-) -> tuple[dict[str, Any], npt.NDArray[Any]]:
-    """Return a tile's fields and tensor: some have a margin that is to be cropped."""
-    axes, shape = array.layout.axes, array.layout.shape
-    inside = np.uint32(number << PLACE_BITS) | places(shape)[box.slices]
+        return PlannedTile(number, box, np.full(box.shape, fields["fill"], np.uint32), fields, None)
+    values = np.uint32(number << PLACE_BITS) | places(shape)[box.slices]
     channels = box.shape[0] if "C" in axes else 1
-    size = box.shape[sum(axis not in "ZYX" for axis in axes) :]
-    inside = inside.reshape(channels, *size)
+    inside = values.reshape(channels, *box.shape[first:])
+    return PlannedTile(number, box, values, *_cropped(chance, fields, inside))
+
+
+def _cropped(
+    chance: random.Random, fields: dict[str, Any], inside: npt.NDArray[np.uint32]
+) -> tuple[dict[str, Any], npt.NDArray[np.uint32]]:
+    """Return a tile's fields and tensor: some have a margin that is to be cropped."""
     margin = chance.choice([0, 0, 1])
     if not margin:
         return fields, inside
+    channels, *size = inside.shape
     tensor = np.zeros((channels, *(n + 2 * margin for n in size)), np.uint32)
     tensor[(slice(None), *(slice(margin, margin + n) for n in size))] = inside
-    return fields | {"crop_coords": (margin,) * len(size), "crop_size": size}, tensor
+    return fields | {"crop_coords": (margin,) * len(size), "crop_size": tuple(size)}, tensor
 
 
 def _short_cut(
-    number: int,
-    array: PlannedArray,
-    planned: tuple[PlannedTile, ...],
-    fields: dict[str, Any],
-    compressed: bool,
-) -> Letter:
-    """Return a message that was never a body; its tiles are placed as the decoder places them."""
-    tiles = []
-    for each in planned:
-        shape = None if each.tensor is None else each.tensor.shape
-        entry: Any = SimpleNamespace(**(_UNSAID | each.fields))
-        box, crop = stitched_box(array.layout.axes, array.layout.shape, entry, shape)
-        if each.tensor is None:
-            tiles.append(Tile(box, each.fields["fill"]))
-        else:
-            tiles.append(Tile(box, each.tensor[crop].reshape(box.shape)))
+    array: PlannedArray, planned: list[PlannedTile], compressed: bool
+) -> tuple[Envelope, bytes, Message]:
+    """Return a message that was never a body."""
+    tiles = [Tile(x.box, x.fields["fill"] if x.tensor is None else x.values) for x in planned]
     nbytes = _METADATA_BYTES + sum(x.tensor.nbytes for x in planned if x.tensor is not None)
-    message = Message(TilesEntry.model_construct(None, **fields), tuple(tiles), nbytes)
-    envelope = Envelope(
-        array.key.store, MESSAGE_TYPE, CONTENT_TYPE, CONTENT_ENCODING if compressed else None
-    )
-    return Letter(number, array, planned, envelope, bytes(nbytes), message)
+    message = Message(array.entry, tuple(tiles), nbytes)
+    encoding = CONTENT_ENCODING if compressed else None
+    return Envelope(array.key.store, MESSAGE_TYPE, CONTENT_TYPE, encoding), bytes(nbytes), message
 
 
 def _shuffled(chance: random.Random, count: int) -> tuple[int, ...]:
     """Return all numbers in any order, some of them again."""
-    sends = list(range(count)) + chance.sample(range(count), count // 5)
+    sends = list(range(count)) + chance.sample(range(count), count // 10)
     chance.shuffle(sends)
     return tuple(sends)

@@ -8,6 +8,7 @@ First comes what the history says, then a quiet end: whatever is left is publish
 written, so that everything must get done.
 """
 
+import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,16 +16,18 @@ from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 from choices import Choices, Event, History, Number
-from plan import PLACE_BITS, Letter, Plan, PlannedArray, places, plan_of, values
+from plan import PLACE_BITS, Letter, Plan, PlannedArray, places, plan_of
 
 from consumer.arena import Arena
 from consumer.assembler import Assembler
 from consumer.blocks import ArrayKey, Block, DeliveryId, StoredArray, Write
 from consumer.broker import Delivery
+from consumer.budget import BODY_SHARE
 from consumer.coverage import Box, Coverage
 from consumer.encoder import touched_files
 from consumer.errors import ConsumerError, ParkError, StopError, StorageFault, StoreRemoved
@@ -76,8 +79,8 @@ class ModelArray:
     Attributes
     ----------
     wanted : ndarray
-        By tile and place: what the tile puts there; by 0: what never is there. The last row is
-        what was there before, where no tile that was published goes.
+        By tile and place: what the tile puts there, or 0. The first and the last row say what was
+        there before; in the last, 0 where a tile that was published goes.
     """
 
     key: ArrayKey
@@ -87,18 +90,15 @@ class ModelArray:
 
     def publish(self, letter: Letter) -> None:
         """Take note of what a message's tiles put where."""
-        shape = self.layout.shape
-        for tile in letter.tiles:
-            at = places(shape)[tile.box.slices]
-            self.wanted[tile.number, at] = values(tile, shape)
-            self.wanted[-1, at] = 0
+        self.wanted[letter.values >> PLACE_BITS, letter.places] = letter.values
+        self.wanted[-1, letter.places] = 0
 
-    def right(self, box: Box) -> bool:
-        """Whether each voxel is what one of its tiles put there, or never was to be touched."""
-        found = self.stored[box.slices]
+    def wrong(self, at: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """Return the places that hold neither what a tile put there nor, rightly, what they did."""
+        found = self.stored.reshape(-1)[at]
         tile = np.minimum(found >> PLACE_BITS, len(self.wanted) - 1)
-        right = self.wanted[tile, places(self.layout.shape)[box.slices]] == found
-        return bool(right.all())
+        differs: npt.NDArray[np.bool_] = self.wanted[tile, at] != found
+        return at[differs]
 
 
 @dataclass(eq=False, slots=True)
@@ -109,6 +109,11 @@ class Job:
     write: Write | None
     done: Callable[[Any, ConsumerError | None], None]
     hangs_until: float = 0.0
+
+    @property
+    def label(self) -> int:
+        """A number that the same work has in another history too."""
+        return crc32(str(self).encode())
 
     @property
     def files(self) -> list[Box]:
@@ -170,8 +175,6 @@ class World:
             "lose": self._lose,
             "crash": self._crash,
         }
-        # The waits between attempts are drawn from it.
-        random.seed(history.seed)
         self.flow = self._new_flow()
 
     @property
@@ -186,18 +189,25 @@ class World:
 
     def run(self) -> None:
         """Run the history to its end."""
-        while (event := self.choices.next(self._likely())) is not None:
-            self._do(event)
-        self.log.append("-- from here on nothing more goes wrong")
-        self._end_quietly()
-        self._check_end()
+        # The waits between attempts are drawn from it.
+        random.seed(self._seed)
+        logged = logging.root.manager.disable
+        logging.disable()
+        try:
+            while (event := self.choices.next(self._likely())) is not None:
+                self._do(event)
+            self.log.append("-- from here on nothing more goes wrong")
+            self._end_quietly()
+            self._check_end()
+        finally:
+            logging.disable(logged)
 
     def _likely(self) -> dict[str, float]:
         plan = self.plan
         missing = plan.faults > len(self.faults)
         if not self.unsent and not missing:
             return {}
-        likely = {"tick": plan.time_pace, "publish": 4.0}
+        likely = {"tick": plan.time_pace, "publish": 4.0 if self.unsent else 0.5}
         if self.queue and len(self.unacked) < plan.settings.prefetch_count:
             likely["deliver"] = 8.0
         if self.jobs:
@@ -213,7 +223,8 @@ class World:
             while self.posted:
                 self.posted.popleft()()
         except Died:
-            self._start_anew("crash")
+            self._note_fault("crash")
+            self._start_anew()
         self._check_budget()
 
     def _end_quietly(self) -> None:
@@ -230,7 +241,8 @@ class World:
                 self._do(quiet)
                 waited += 1
                 if waited > _PATIENCE:
-                    self._start_anew("restarted")
+                    self.log.append("the process is restarted")
+                    self._start_anew()
                     waited = 0
             else:
                 return
@@ -246,6 +258,7 @@ class World:
             letter = self.sent[self.number.below(len(self.sent))]
         else:
             return
+        self.log.append(f"publish {letter.number}")
         self.queue.append(Post(letter))
 
     def _deliver(self) -> None:
@@ -261,14 +274,18 @@ class World:
         properties = SimpleNamespace(message_id=None, app_id=None, meant=letter.message)
         self.flow.deliver(Delivery(identity, letter.envelope, properties, post.count), letter.body)
 
-    def _at_work(self) -> list[int]:
-        return [i for i, job in enumerate(self.jobs) if job.hangs_until <= self.now]
+    def _at_work(self) -> list[Job]:
+        return [job for job in self.jobs if job.hangs_until <= self.now]
+
+    def _one_of(self, jobs: list[Job]) -> Job:
+        return jobs[self.number.order([job.label for job in jobs])[0]]
 
     def _finish(self) -> None:
         ready = self._at_work()
         if not ready:
             return
-        job = self.jobs.pop(ready[self.number.below(len(ready))])
+        job = self._one_of(ready)
+        self.jobs.remove(job)
         if job.write is None:
             self.log.append(f"done: {job}")
             job.done(Opened(StoredArray(job.array.key, job.array.layout), True), None)
@@ -290,22 +307,26 @@ class World:
         """Have a job fail: a write after none or some of its files, or before it has read."""
         if not self.jobs:
             return
-        job = self.jobs.pop(self.number.below(len(self.jobs)))
-        fault = ("open", "read", "write")[0 if job.write is None else 1 + self.number.below(2)]
-        if job.write is not None and fault == "read" and not job.write.merge:
+        removed = self.number.below(4) == 1
+        reads = self.number.below(2) == 0
+        job = self._one_of(self.jobs)
+        self.jobs.remove(job)
+        if job.write is None:
+            fault = "open"
+        elif job.write.merge and reads:
+            fault = "read"
+        else:
             fault = "write"
-        if fault == "write":
             job.commit(self.number.below(len(job.files) + 1))
         self._note_fault(f"{fault} fails", str(job))
-        removed = self.number.below(4) == 1
         job.done(None, StoreRemoved("for a moment") if removed else StorageFault("no space"))
 
     def _hang(self) -> None:
         """Have a write hang for a while, or until the process ends."""
         writes = [job for job in self.jobs if job.write is not None and not job.hangs_until]
         if writes:
-            job = writes[self.number.below(len(writes))]
             hang = _HANGS_S[self.number.below(len(_HANGS_S))]
+            job = self._one_of(writes)
             job.hangs_until = self.now + hang
             self._note_fault("write hangs", f"{job}, for {hang} s")
 
@@ -327,8 +348,7 @@ class World:
         self.faults.append(fault)
         self.log.append(f"fault: {fault} {detail}".rstrip())
 
-    def _start_anew(self, fault: str) -> None:
-        self._note_fault(fault)
+    def _start_anew(self) -> None:
         # A write that had begun may have reached the disk, wholly or in part, or not.
         for job in self.jobs:
             if job.write is not None:
@@ -340,11 +360,12 @@ class World:
         self.flow = self._new_flow()
 
     def _requeue_all(self) -> None:
+        last = self.number.below(2)
         posts = list(self.unacked.values())
         for post in posts:
             post.count += 1
         again = [posts[i] for i in self.number.order([post.letter.number for post in posts])]
-        if self.number.below(2):
+        if last:
             self.queue.extend(again)
         else:
             self.queue.extendleft(reversed(again))
@@ -368,8 +389,7 @@ class World:
             return False
         letter = post.letter
         self.log.append(f"acknowledge {letter.number}")
-        array = self.arrays[letter.array.key]
-        if not all(array.right(tile.box) for tile in letter.tiles):
+        if self.arrays[letter.array.key].wrong(letter.places).size:
             raise Violation("acknowledged but not durable", f"message {letter.number}")
         self._call()
         return True
@@ -430,8 +450,10 @@ class World:
 
     def _check_budget(self) -> None:
         budget = self.flow.budget
-        if min(budget.free_for_bodies, budget.free_for_blocks) < 0:
-            raise Violation("over the budget", f"{budget.held}, limit {budget.limit}")
+        held, for_bodies = budget.held, budget.limit // BODY_SHARE
+        for_blocks = sum(held.values()) - held["bodies"] - held["scratch"]
+        if held["bodies"] > for_bodies or for_blocks > budget.limit - for_bodies:
+            raise Violation("over the budget", f"{held}, limit {budget.limit}")
 
     def _check_age(self) -> None:
         oldest = next(iter(self.unacked.values()), None)
@@ -441,8 +463,15 @@ class World:
 
     def _check_end(self) -> None:
         for array in self.arrays.values():
-            if not array.right(Box.of_shape(array.layout.shape)):
-                raise Violation("wrong at the end", array.key.path)
+            shape = array.layout.shape
+            wrong = array.wrong(places(shape).reshape(-1))
+            if wrong.size:
+                outside = array.wanted[-1, wrong].any()
+                first = tuple(map(int, np.unravel_index(wrong[0], shape)))
+                raise Violation(
+                    "changed outside every crop" if outside else "not what a tile put there",
+                    f"{wrong.size} voxels of {array.key.path}, the first at {first}",
+                )
         held = self.flow.budget.held
         if held["bodies"] or held["blocks"] or held["encoding"] or self.flow.assembler.open_blocks:
             raise Violation("held at the end", f"{held}")
@@ -508,7 +537,8 @@ class _ModelScratch:
 class _NoMetrics:
     """Takes the place of every metric, label and value."""
 
-    def __getattr__(self, _name: str) -> "_NoMetrics":
+    def __getattr__(self, name: str) -> "_NoMetrics":
+        setattr(self, name, self)
         return self
 
     def __call__(self, *_arguments: object, **_labels: object) -> "_NoMetrics":
@@ -530,7 +560,8 @@ def _model_arrays(plan: Plan) -> Iterator[tuple[PlannedArray, ModelArray]]:
     for planned in plan.arrays:
         shape = planned.layout.shape
         stored = np.full(shape, UNTOUCHED, np.uint32)
-        wanted = np.full((tiles + 2, stored.size), UNTOUCHED, np.uint32)
+        wanted = np.zeros((tiles + 2, stored.size), np.uint32)
+        wanted[0] = wanted[-1] = UNTOUCHED
         yield planned, ModelArray(planned.key, planned.layout, stored, wanted)
 
 
