@@ -43,6 +43,8 @@ class Case:
         Whether the array has zarr's default codecs, or none but `bytes`.
     batch : int
         Tiles in a message.
+    prefetch : int
+        Deliveries held at once; those of a row of blocks at least, lest blocks be written twice.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Case:
     compressed: bool = True
     shuffled: bool = False
     batch: int = 1
+    prefetch: int = 1000
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -153,7 +156,7 @@ def _image(shape: tuple[int, ...], sample: int) -> npt.NDArray[Any]:
 
 
 _PLANE = Case("", 4, (4160, 4160), (256, 256), (1024, 1024), (256, 256), (48, 48))
-_SMALL = replace(_PLANE, samples=1, tile=(64, 64), overlap=(12, 12))
+_SMALL = replace(_PLANE, samples=1, tile=(64, 64), overlap=(12, 12), prefetch=4000)
 _VOLUME = Case(
     "", 1, (256, 1024, 1024), (32, 128, 128), (64, 256, 256), (64, 128, 128), (16, 16, 16)
 )

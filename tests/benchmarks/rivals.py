@@ -34,7 +34,6 @@ from consumer.placement import Layout
 from consumer.settings import Settings
 from consumer.storage import Storage
 
-PREFETCH = 1000
 _TRANSACTION_DELIVERIES = 400
 _ACKNOWLEDGE_EVERY = 100
 
@@ -89,7 +88,7 @@ class Rival:
 
     def _subscribe(self, channel: Any, queue: str) -> None:
         self._channel = channel
-        channel.basic_qos(prefetch_count=PREFETCH)
+        channel.basic_qos(prefetch_count=self.case.prefetch)
         channel.basic_consume(queue, self._on_message, callback=lambda _frame: self._begin())
 
     def _begin(self) -> None:

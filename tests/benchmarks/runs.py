@@ -16,7 +16,8 @@ import zarr
 
 from benchmarks.cases import ARRAY, STORE, Case
 from benchmarks.preload import preload
-from benchmarks.rivals import PREFETCH, RIVALS
+from benchmarks.rivals import RIVALS
+from consumer.message import MAX_MESSAGE_BYTES
 from consumer.settings import Settings
 from consumer.testing import RabbitMQ
 from consumer.topology import topology
@@ -91,7 +92,13 @@ class Bench:
     def _consumer(self, case: Case) -> Run:
         self._log.unlink(missing_ok=True)
         process = ConsumerProcess(
-            self._broker, self._root, self._log, idle_s=5, prefetch_count=PREFETCH
+            self._broker,
+            self._root,
+            self._log,
+            idle_s=5,
+            prefetch_count=case.prefetch,
+            # All at once must have a place in the scratch file.
+            scratch_bytes=case.prefetch * MAX_MESSAGE_BYTES,
         )
         try:
             process.start(ready=False)
