@@ -57,7 +57,7 @@ class StoredArray:
         said = {
             "axes": (entry.axes, layout.axes or entry.axes),
             "shape": (entry.shape, layout.shape),
-            "dtype": (entry.dtype, layout.dtype.name),
+            "dtype": (entry.dtype, layout.dtype_name),
             "chunks": (entry.chunks, layout.chunks),
             "shards": (None if entry.shards == "auto" else entry.shards, layout.shards),
         }

@@ -71,8 +71,9 @@ _UNJOINED = 16
 class Coverage:
     """A set of voxels, kept as disjoint boxes; boxes that share a whole face become one.
 
-    Adding a box twice, or boxes that overlap, counts each voxel once. Boxes are joined when there
-    are many of them, or when somebody looks.
+    Adding a box twice, or boxes that overlap, counts each voxel once. A box is joined with those
+    added just before, as they come in raster order; all with all when there are many of them, or
+    when somebody looks.
     """
 
     __slots__ = ("_boxes", "_join_at", "voxels")
@@ -103,7 +104,8 @@ class Coverage:
     def add(self, box: Box) -> int:
         """Add a box; return how many of its voxels were not covered before."""
         new = self.missing(box)
-        self._boxes += new
+        for piece in new:
+            self._append(piece)
         added = sum(piece.volume for piece in new)
         self.voxels += added
         if len(self._boxes) > self._join_at:
@@ -136,12 +138,36 @@ class Coverage:
         """Whether every voxel of `box` is covered."""
         return not self.missing(box)
 
+    def _append(self, box: Box) -> None:
+        boxes = self._boxes
+        while boxes and (joined := _joined(boxes[-1], box)) is not None:
+            boxes.pop()
+            box = joined
+        boxes.append(box)
+
     def _join(self) -> None:
         if len(self._boxes) > 1:
             joined = _Joined()
             for box in self._boxes:
                 joined.add(box)
             self._boxes = list(joined.boxes)
+
+
+def _joined(one: Box, other: Box) -> Box | None:
+    """Return the box that two disjoint ones make up if they share a whole face."""
+    (start, stop), (low, high) = one, other
+    apart = None
+    for axis in range(len(start)):
+        if start[axis] != low[axis] or stop[axis] != high[axis]:
+            if apart is not None:
+                return None
+            apart = axis
+    assert apart is not None, "the same box twice"
+    if stop[apart] == low[apart]:
+        return Box(start, high)
+    if high[apart] == start[apart]:
+        return Box(low, stop)
+    return None
 
 
 # The axis, the coordinate of the face, and the box's extent along all other axes.

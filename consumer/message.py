@@ -106,7 +106,7 @@ class Outline:
         """
         check_kinds(self.kinds, layout.dtype)
         grid = layout.grid
-        count = sum(grid.touched(box).volume for box in self.boxes)
+        count = sum(map(grid.count, self.boxes))
         if count > MAX_BLOCKS:
             raise TooLarge(
                 f"the message's tiles touch {count} blocks of {list(grid.block)} voxels; at most "
@@ -226,7 +226,7 @@ def check_kinds(kinds: Sequence[Kind], dtype: np.dtype[Any]) -> None:
 
 
 def _castable(given: np.dtype[Any], stored: np.dtype[Any]) -> bool:
-    if np.can_cast(given, stored, "safe"):
+    if given == stored or np.can_cast(given, stored, "safe"):
         return True
     return given == np.float64 and stored == np.float32
 

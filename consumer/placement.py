@@ -7,13 +7,13 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from operator import add, floordiv, mul
+from functools import cached_property, lru_cache
+from operator import add, floordiv, le, mul
 from typing import Any
 
 import numpy as np
 
-from consumer.contract import AXES, TileEntry
+from consumer.contract import TileEntry
 from consumer.coverage import Box
 from consumer.errors import InvalidMessage, OutOfBounds
 
@@ -62,6 +62,10 @@ class Grid:
             )
         )
 
+    def count(self, box: Box) -> int:
+        """Return how many blocks `box` touches."""
+        return math.prod(map(_count, box.start, box.stop, self.block))
+
     def touched(self, box: Box) -> Box:
         """Return the blocks that `box` touches, as a box of block indices."""
         return Box(
@@ -71,12 +75,32 @@ class Grid:
 
     def pieces(self, box: Box) -> Iterator[Piece]:
         """Yield the part of `box` in each block that it touches, in C order."""
-        touched = self.touched(box)
-        for index in itertools.product(*map(range, touched.start, touched.stop)):
-            block = self.box(index)
-            shared = box.intersection(block)
-            assert shared is not None
-            yield Piece(index, shared.shifted(block.start), shared.shifted(box.start))
+        for cut in itertools.product(*map(_cuts, box.start, box.stop, self.block)):
+            index, start, stop, source_start, source_stop = zip(*cut, strict=True)
+            yield Piece(index, Box(start, stop), Box(source_start, source_stop))
+
+
+def _count(start: int, stop: int, size: int) -> int:
+    return (stop - 1) // size - start // size + 1
+
+
+def _cuts(start: int, stop: int, size: int) -> list[tuple[int, int, int, int, int]]:
+    """Cut a span along one axis into blocks of `size`.
+
+    Returns
+    -------
+    list of tuple
+        A block's index, start and stop in the block, and start and stop in the span.
+    """
+    first, inside = divmod(start, size)
+    if inside + stop - start <= size:
+        return [(first, inside, inside + stop - start, 0, stop - start)]
+    cuts = []
+    for index in range(first, -(-stop // size)):
+        origin = index * size
+        low, high = max(start, origin), min(stop, origin + size)
+        cuts.append((index, low - origin, high - origin, low - start, high - start))
+    return cuts
 
 
 @dataclass(frozen=True)
@@ -88,6 +112,11 @@ class Layout:
     dtype: np.dtype[Any]
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None
+
+    @cached_property
+    def dtype_name(self) -> str:
+        """The data type as messages name it."""
+        return str(self.dtype.name)
 
     @cached_property
     def grid(self) -> Grid:
@@ -166,35 +195,76 @@ def stitched_box(
     OutOfBounds
         Where the crop leaves the tile or the stitched crop the array.
     """
-    spatial = [axis for axis in axes if axis in "ZYX"]
-    ndim = len(spatial)
+    frame = _frame(axes, shape)
+    _check_entries(frame, tile)
+    channels, crop_start, size = _crop(tile, tensor_shape, len(frame.spatial))
+    samples = _samples(frame, tile)
+    first, last = _channels(frame, tile, channels)
+    start = (*samples, *first, *tile.stitch_coords)
+    stop = (*(at + 1 for at in samples), *last, *map(add, tile.stitch_coords, size))
+    if min(start) < 0 or not all(map(le, stop, shape)):
+        raise OutOfBounds(
+            f"stitch_coords {list(tile.stitch_coords)} with a crop of {list(size)} leave the "
+            f"array of {list(shape[-len(size) :])}"
+        )
+    crop = map(slice, crop_start, map(add, crop_start, size))
+    return Box(start, stop), (slice(None), *crop)
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What the axes and shape of an array say of a tile's place.
+
+    Attributes
+    ----------
+    spatial, sampled : str
+        The axes of space, and those of S and T that there are.
+    samples, times : int
+        How far sample_idx may count, and along T alone.
+    channels : int or None
+        None without C.
+    """
+
+    axes: str
+    spatial: str
+    sampled: str
+    samples: int
+    times: int
+    channels: int | None
+
+
+# The same array comes with tile after tile.
+@lru_cache(maxsize=1024)
+def _frame(axes: str, shape: tuple[int, ...]) -> _Frame:
+    sizes = dict(zip(axes, shape, strict=True))
+    times = sizes.get("T", 1)
+    return _Frame(
+        axes,
+        spatial="".join(axis for axis in axes if axis in "ZYX"),
+        sampled="".join(axis for axis in axes if axis in "ST"),
+        samples=sizes.get("S", 1) * times,
+        times=times,
+        channels=sizes.get("C"),
+    )
+
+
+def _check_entries(frame: _Frame, tile: TileEntry) -> None:
+    ndim = len(frame.spatial)
     for name in ("stitch_coords", "crop_coords", "crop_size"):
         given = getattr(tile, name)
         if given is not None and len(given) != ndim:
             raise InvalidMessage(
-                f"{name} {list(given)} must have {ndim} entries, one for each of {''.join(spatial)}"
+                f"{name} {list(given)} must have {ndim} entries, one for each of {frame.spatial}"
             )
-    channels, crop = _crop(tile, tensor_shape, ndim)
-    size = crop.shape
-    leading = _leading(axes, shape, tile, channels)
-    start = [*(low for low, _ in leading), *tile.stitch_coords]
-    stop = [
-        *(high for _, high in leading),
-        *(a + n for a, n in zip(tile.stitch_coords, size, strict=True)),
-    ]
-    box = Box(tuple(start), tuple(stop))
-    if any(a < 0 for a in box.start) or any(b > n for b, n in zip(box.stop, shape, strict=True)):
-        raise OutOfBounds(
-            f"stitch_coords {list(tile.stitch_coords)} with a crop of {list(size)} leave the "
-            f"array of {list(shape[-ndim:])}"
-        )
-    return box, (slice(None), *crop.slices)
 
 
-def _crop(tile: TileEntry, tensor_shape: tuple[int, ...] | None, ndim: int) -> tuple[int, Box]:
+def _crop(
+    tile: TileEntry, tensor_shape: tuple[int, ...] | None, ndim: int
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Return the tile's channels, and the crop's start and size."""
     if tensor_shape is None:
         assert tile.crop_size is not None
-        return 1, Box.of_shape(tile.crop_size)
+        return 1, (0,) * ndim, tile.crop_size
     if len(tensor_shape) != 1 + ndim:
         raise InvalidMessage(
             f"the tensor of shape {list(tensor_shape)} must have {1 + ndim} axes: channel first, "
@@ -202,56 +272,46 @@ def _crop(tile: TileEntry, tensor_shape: tuple[int, ...] | None, ndim: int) -> t
         )
     channels, *size = tensor_shape
     if tile.crop_coords is None or tile.crop_size is None:
-        return channels, Box.of_shape(size)
-    stop = tuple(a + n for a, n in zip(tile.crop_coords, tile.crop_size, strict=True))
-    if any(a < 0 for a in tile.crop_coords) or any(b > n for b, n in zip(stop, size, strict=True)):
+        return channels, (0,) * ndim, tuple(size)
+    start = tile.crop_coords
+    if min(start) < 0 or not all(map(le, map(add, start, tile.crop_size), size)):
         raise OutOfBounds(
-            f"crop_coords {list(tile.crop_coords)} with crop_size {list(tile.crop_size)} leave "
-            f"the tile of {size}"
+            f"crop_coords {list(start)} with crop_size {list(tile.crop_size)} leave the tile of "
+            f"{size}"
         )
-    return channels, Box(tile.crop_coords, stop)
+    return channels, start, tile.crop_size
 
 
-def _leading(
-    axes: str, shape: tuple[int, ...], tile: TileEntry, channels: int
-) -> list[tuple[int, int]]:
-    """Return the extent along the axes before those of space."""
-    sizes = dict(zip(axes, shape, strict=True))
-    at = _sample(sizes, tile) | _channels(sizes, tile, channels)
-    return [at[axis] for axis in AXES if axis in at]
-
-
-def _sample(sizes: dict[str, int], tile: TileEntry) -> dict[str, tuple[int, int]]:
-    sampled = [axis for axis in "ST" if axis in sizes]
-    if not sampled:
-        if tile.sample_idx is not None:
+def _samples(frame: _Frame, tile: TileEntry) -> tuple[int, ...]:
+    """Return where the tile lies along S and T, as far as there are such."""
+    at = tile.sample_idx
+    if not frame.sampled:
+        if at is not None:
             raise InvalidMessage(
-                f"sample_idx {tile.sample_idx} is given, but the axes {''.join(sizes)!r} have "
-                "neither S nor T"
+                f"sample_idx {at} is given, but the axes {frame.axes!r} have neither S nor T"
             )
-        return {}
-    if tile.sample_idx is None:
-        raise InvalidMessage(f"sample_idx is required: the axes have {' and '.join(sampled)}")
-    times = sizes.get("T", 1)
-    count = sizes.get("S", 1) * times
-    if not 0 <= tile.sample_idx < count:
-        raise OutOfBounds(f"sample_idx {tile.sample_idx} is not one of 0 to {count - 1}")
-    sample, time = divmod(tile.sample_idx, times)
-    place = {"S": (sample, sample + 1), "T": (time, time + 1)}
-    return {axis: place[axis] for axis in sampled}
+        return ()
+    if at is None:
+        raise InvalidMessage(f"sample_idx is required: the axes have {' and '.join(frame.sampled)}")
+    if not 0 <= at < frame.samples:
+        raise OutOfBounds(f"sample_idx {at} is not one of 0 to {frame.samples - 1}")
+    return divmod(at, frame.times) if len(frame.sampled) > 1 else (at,)
 
 
-def _channels(sizes: dict[str, int], tile: TileEntry, channels: int) -> dict[str, tuple[int, int]]:
+def _channels(
+    frame: _Frame, tile: TileEntry, channels: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return start and stop along C, as far as there is such."""
     first, last = tile.channel, tile.channel + channels
-    if "C" not in sizes:
+    if frame.channels is None:
         if first != 0 or channels != 1:
             raise OutOfBounds(
                 f"channel {first} with {channels} channels: an array without C takes one "
                 "channel at 0"
             )
-        return {}
-    if first < 0 or last > sizes["C"]:
+        return (), ()
+    if first < 0 or last > frame.channels:
         raise OutOfBounds(
-            f"channel {first} with {channels} channels leaves the array's {sizes['C']} channels"
+            f"channel {first} with {channels} channels leaves the array's {frame.channels} channels"
         )
-    return {"C": (first, last)}
+    return (first,), (last,)

@@ -149,7 +149,12 @@ def _span(name: str, header: Mapping[str, Any]) -> _Span:
 
 
 def _whole_numbers(found: Any, least: int) -> bool:
-    return isinstance(found, list) and all(type(n) is int and n >= least for n in found)
+    # By type, since True is an integer too.
+    return (
+        isinstance(found, list)
+        and {*map(type, found)} <= {int}
+        and min(found, default=least) >= least
+    )
 
 
 def _check_contiguous(spans: Sequence[_Span], data_bytes: int) -> None:
