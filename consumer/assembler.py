@@ -148,7 +148,8 @@ class Assembler:
         if block is not None and block.buffer is not None:
             return block
         box = delivery.layout.grid.box(index)
-        nbytes = box.volume * delivery.layout.dtype.itemsize
+        voxels = box.volume
+        nbytes = voxels * delivery.layout.dtype.itemsize
         cached = self._stored.take(key)
         if not self._room_for(nbytes):
             return None
@@ -156,7 +157,7 @@ class Assembler:
         if buffer is None:
             return None
         if block is None:
-            block = self._blocks[key] = Block(key, box, nbytes)
+            block = self._blocks[key] = Block(key, box, nbytes, voxels)
             self._open.setdefault(key.array, {})[key] = None
             self._sizes[nbytes] += 1
         block.whole_base = cached is not None
@@ -184,7 +185,7 @@ class Assembler:
             self._complete[block.key] = None
 
     def _is_complete(self, block: Block) -> bool:
-        if block.filled.voxels == block.box.volume:
+        if block.filled.voxels == block.voxels:
             return True
         # A tile of a block that is durable already does not have it rewritten at once.
         return self._stored.completes(block.key, block.box, block.filled)
@@ -228,7 +229,7 @@ class Assembler:
 
     def _start(self, block: Block, reason: Reason, encoding: int) -> Write:
         assert block.buffer is not None
-        merge = not block.whole_base and block.filled.voxels < block.box.volume
+        merge = not block.whole_base and block.filled.voxels < block.voxels
         block.write = Write(
             block.key,
             block.box,
@@ -312,7 +313,7 @@ class Assembler:
     def failed(self, write: Write) -> None:
         """Take back the buffer of a write that failed; nothing of it counts as stored."""
         block = self._returned(write)
-        base = not write.merge and write.filled.voxels < block.box.volume
+        base = not write.merge and write.filled.voxels < block.voxels
         if block.buffer is not None:
             block.lay_over(write.buffer, write.filled)
             self._budget.give("blocks", block.nbytes)

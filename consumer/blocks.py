@@ -119,6 +119,8 @@ class Block:
 
     Attributes
     ----------
+    nbytes, voxels : int
+        Of the whole block.
     buffer : ndarray or None
         What tiles are copied to; None while the only buffer is that of the write under way.
     whole_base : bool
@@ -132,6 +134,7 @@ class Block:
     key: BlockKey
     box: Box
     nbytes: int
+    voxels: int
     buffer: npt.NDArray[Any] | None = None
     whole_base: bool = False
     filled: Coverage = field(default_factory=Coverage)
@@ -140,17 +143,18 @@ class Block:
 
     def put(self, tile: Tile, piece: Piece, delivery: DeliveryId) -> None:
         """Copy the piece of a tile that falls into this block."""
-        assert self.buffer is not None
+        buffer, inside = self.buffer, piece.inside
+        assert buffer is not None
         values: Any = tile.values
         if isinstance(values, np.ndarray):
             values = values[piece.source.slices]
-        if getattr(values, "dtype", None) == self.buffer.dtype:
-            self.buffer[piece.inside.slices] = values
+        if getattr(values, "dtype", None) == buffer.dtype:
+            buffer[inside.slices] = values
         else:
             # float64 beyond float32's range becomes infinite, as a cast does.
             with np.errstate(over="ignore"):
-                self.buffer[piece.inside.slices] = values
-        self.filled.add(piece.inside)
+                buffer[inside.slices] = values
+        self.filled.add(inside)
         self.deliveries.add(delivery)
 
     def lay_over(self, below: npt.NDArray[Any], filled_below: Coverage) -> None:

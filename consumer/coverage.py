@@ -25,7 +25,8 @@ class Box(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         """Voxels along each axis."""
-        return tuple(map(sub, self.stop, self.start))
+        start, stop = self
+        return tuple(map(sub, stop, start))
 
     @property
     def volume(self) -> int:
@@ -103,10 +104,10 @@ class Coverage:
 
     def add(self, box: Box) -> int:
         """Add a box; return how many of its voxels were not covered before."""
-        new = self.missing(box)
-        for piece in new:
+        added = 0
+        for piece in self.missing(box):
             self._append(piece)
-        added = sum(piece.volume for piece in new)
+            added += piece.volume
         self.voxels += added
         if len(self._boxes) > self._join_at:
             self._join()

@@ -6,7 +6,7 @@ left to `consumer.arrays`. Nothing is placed before every tile of a message has 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import google_crc32c
 import numpy as np
@@ -57,8 +57,7 @@ class Envelope:
     headers: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
+class Tile(NamedTuple):
     """One checked tile: its box in the array, and the values that go there.
 
     `values` has the box's shape and is a view into the message's body, or is the one fill value.
