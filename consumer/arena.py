@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 _ALIGNMENT = 64
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGE_BYTES = 32 << 20
-_KEPT_BYTES = 64 << 20
+_LARGE_BYTES = 8 << 20
+_KEPT_BYTES = 32 << 20
 
 
 class Arena:

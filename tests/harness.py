@@ -236,9 +236,8 @@ class ConsumerProcess:
 class MemoryWatch:
     """Watches how much memory a process and its children take, until the block is left.
 
-    Ten times a second, from the kernel's counters: looking at each page would cost the process
-    under test a tenth of a core. What they map in common, as the buffers of blocks, counts once;
-    files that each has mapped count for each, so it is rather too much than too little.
+    What they share counts once. Ten times a second, from the kernel's counters; the files that
+    they map, once a second, since the kernel looks at each page for that.
     """
 
     def __init__(self, pid: int) -> None:
@@ -256,22 +255,24 @@ class MemoryWatch:
         self._thread.join()
 
     def _watch(self) -> None:
-        family = [self._process]
+        family, files = [self._process], 0
         for sample in itertools.count():
             if self._ended.wait(0.1):
                 return
             with contextlib.suppress(OSError, psutil.Error):
                 if sample % 10 == 0:
                     family = [self._process, *self._process.children(recursive=True)]
-                counts = [_resident_bytes(process.pid) for process in family]
-                own = sum(count["RssAnon"] + count["RssFile"] for count in counts)
-                self.now = own + max(count["RssShmem"] for count in counts)
+                    files = sum(_sizes(x.pid, "smaps_rollup")["Pss_File"] for x in family)
+                sizes = [_sizes(process.pid, "status") for process in family]
+                shared = max(size["RssShmem"] for size in sizes)
+                self.now = sum(size["RssAnon"] for size in sizes) + shared + files
                 self.peak = max(self.peak, self.now)
 
 
-def _resident_bytes(pid: int) -> dict[str, int]:
-    text = Path(f"/proc/{pid}/status").read_text()
-    return {name: int(kib) * 1024 for name, kib in re.findall(r"^(Rss\w+):\s+(\d+) kB", text, re.M)}
+def _sizes(pid: int, file: str) -> dict[str, int]:
+    """Return what a file of /proc says in kB, in bytes."""
+    text = Path(f"/proc/{pid}/{file}").read_text()
+    return {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
 
 
 @contextlib.contextmanager
