@@ -133,7 +133,7 @@ class Assembler:
         held = self._deliveries[delivery]
         while held.pending:
             tile, piece = held.pending
-            block = self._with_buffer(held, piece.index)
+            block = self._with_buffer(held, piece.block)
             if block is None:
                 return False
             block.put(tile, piece, delivery)

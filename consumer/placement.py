@@ -31,7 +31,7 @@ class Piece(NamedTuple):
     `inside` is relative to the block's first voxel, `source` to the tile's box.
     """
 
-    index: BlockIndex
+    block: BlockIndex
     inside: Box
     source: Box
 

@@ -131,8 +131,8 @@ def _by_blocks(case: Case) -> npt.NDArray[np.int64]:
             np.full(box.shape, tile.fill) if tensor is None else tensor[crop].reshape(box.shape)
         )
         for piece in grid.pieces(box):
-            empty = np.full(grid.box(piece.index).shape, UNTOUCHED)
-            buffer = buffers.setdefault(piece.index, empty)
+            empty = np.full(grid.box(piece.block).shape, UNTOUCHED)
+            buffer = buffers.setdefault(piece.block, empty)
             buffer[piece.inside.slices] = values[piece.source.slices]
     array = np.full(case.shape, UNTOUCHED)
     for index, buffer in buffers.items():
@@ -159,7 +159,7 @@ a_property = settings(deadline=None, max_examples=60)
 
 
 def _blocks(grid: Grid) -> list[Box]:
-    return [grid.box(piece.index) for piece in grid.pieces(Box.of_shape(grid.shape))]
+    return [grid.box(piece.block) for piece in grid.pieces(Box.of_shape(grid.shape))]
 
 
 @a_property
@@ -207,7 +207,7 @@ def test_the_pieces_of_a_box_are_its_voxels_in_array_coordinates(drawn: tuple[Gr
     wanted[box.slices] = 1
 
     for piece in grid.pieces(box):
-        counts[grid.box(piece.index).slices][piece.inside.slices] += 1
+        counts[grid.box(piece.block).slices][piece.inside.slices] += 1
 
     np.testing.assert_array_equal(counts, wanted)
 
@@ -228,7 +228,7 @@ def test_the_pieces_of_a_box_take_each_of_its_voxels_once(drawn: tuple[Grid, Box
 @given(grids_with_a_box())
 def test_the_pieces_of_a_box_come_in_c_order_one_for_each_block(drawn: tuple[Grid, Box]) -> None:
     grid, box = drawn
-    indices = [piece.index for piece in grid.pieces(box)]
+    indices = [piece.block for piece in grid.pieces(box)]
 
     assert indices == sorted(set(indices))
 
