@@ -311,9 +311,9 @@ class _Epochs:
         """Remove a folder of either kind, as far as nobody adds to it meanwhile."""
         away = self._fenced / path.name
         if path != away:
-            self._folders.make(self._fenced)
             # A namesake that is there already goes first.
             with suppressed(errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                self._folders.make(self._fenced)
                 path.rename(away)
         self.step("remove.empty")
         remove_all(away)

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "consumer"
-PURE = ("assembler", "blocks", "budget", "coverage", "placement", "stored")
+PURE = (
+    "assembler",
+    "blocks",
+    "budget",
+    "coverage",
+    "ledger",
+    "ledger_format",
+    "placement",
+    "runs",
+    "stored",
+)
 
 
 def _imports(module: Path) -> set[str]:
