@@ -2,12 +2,13 @@
 
 import errno
 import os
+import secrets
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from interleaved import History
 
 from consumer.commit import Commit, Step, no_step
 from consumer.errors import Fenced
+from consumer.files import write_file
 
 STORE = "plate7/d.zarr"
 HISTORIES = 1000 if os.environ.get("FULL") else 100
@@ -391,19 +393,24 @@ def test_what_another_taker_renames_away_during_the_look_is_found(
 
 
 def test_one_of_many_threads_has_the_store_in_the_end(root: Path) -> None:
+    def take(_number: int) -> list[Commit]:
+        with suppress(Fenced):
+            return [taken(root)]
+        return []
+
     with ThreadPoolExecutor(16) as threads:
-        ended = list(threads.map(lambda _: outcome(lambda: taken(root)), range(64)))
-    owners = [commit for commit in ended if commit and outcome(lambda c=commit: c.check() or c)]
-    assert [commit.epoch for commit in owners] == names(epochs(root))
-    assert len(owners) == 1
+        ended = [commit for commits in threads.map(take, range(64)) for commit in commits]
+    [owner] = [commit for commit in ended if stands(commit)]
+    assert names(epochs(root)) == [owner.epoch]
 
 
-def outcome(work: Callable[[], Commit]) -> Commit | None:
-    """Return what comes of it; nothing where it was fenced."""
+def stands(commit: Commit) -> bool:
+    """Whether the epoch is not over."""
     try:
-        return work()
+        commit.check()
     except Fenced:
-        return None
+        return False
+    return True
 
 
 _RIVAL = f"""
@@ -469,6 +476,50 @@ def test_no_acknowledged_write_is_lost_whatever_the_order(tmp_path: Path, first:
         folder = tmp_path / str(seed)
         folder.mkdir()
         assert History(folder, seed).lost() == set(), f"seed {seed}"
+
+
+def take_without_removing(self: Any, _store: str) -> Path:
+    """Take a store, and let others have it too."""
+    made: Path = self._make()
+    return made
+
+
+def remove_in_place(_self: Any, target: Path) -> None:
+    """Remove a file as if there were no fence."""
+    target.unlink(missing_ok=True)
+
+
+def write_anyway(self: Any, temporary: Path, content: Any) -> None:
+    """Write a temporary file, and make the epoch's folder for it."""
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    write_file(temporary, content, self._file_mode)
+
+
+def name_elsewhere(self: Any) -> Path:
+    """Return the name of a temporary file outside the epoch."""
+    store: Path = self._store
+    return store / secrets.token_hex(8)
+
+
+FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "the taker does not remove earlier epochs": ("_Epochs.take", take_without_removing),
+    "files are not removed by way of the epoch": ("Commit._remove", remove_in_place),
+    "the commit makes its epoch's folder": ("Commit._write", write_anyway),
+    "temporary files lie outside the epoch": ("Commit._new_name", name_elsewhere),
+}
+
+
+@pytest.mark.parametrize(("what", "fault"), FAULTS.values(), ids=FAULTS)
+def test_a_fence_with_a_fault_loses_acknowledged_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, fault: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(f"consumer.commit.{what}", fault)
+    for seed in range(100):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        if History(folder, seed).lost():
+            return
+    pytest.fail("not found")
 
 
 # -- an owner that was stopped anywhere ---------------------------------------------------------

@@ -49,7 +49,7 @@ def files(root: Path) -> list[str]:
     return sorted(path.name for path in folder(root).iterdir())
 
 
-def known(ledger: Ledger) -> tuple[int, float]:
+def known(ledger: Ledger) -> tuple[int, int]:
     """Return what shows how much is filled."""
     return ledger.missing_blocks, round(ledger.percent * 6400)
 
@@ -61,15 +61,15 @@ def test_what_was_saved_is_loaded(root: Path) -> None:
     ledger, damages = load(root, ARRAY, replace(FRESH, ledger="a-newer-one"), NOW_MS)
     assert known(ledger) == ALL
     assert ledger.header == replace(FRESH, tiles=4, written_ms=NOW_MS)
-    assert damages == []
-    assert ledger.dirty() == {}
+    assert not damages
+    assert not ledger.dirty()
 
 
 def test_where_there_is_none_it_is_empty_and_to_be_written(tmp_path: Path) -> None:
     ledger, damages = load(tmp_path, ARRAY, FRESH, NOW_MS)
     assert ledger.header == FRESH
     assert ledger.missing_blocks == 6400
-    assert damages == []
+    assert not damages
     assert list(ledger.dirty()) == ["g1/img/.ledger.json"]
 
 
@@ -89,7 +89,7 @@ def test_the_ledger_of_an_array_that_had_the_name_before_is_not_believed(
     ledger, damages = load(root, ARRAY, other, NOW_MS)
     assert ledger.missing_blocks == ledger.blocks
     assert ledger.header == other
-    assert damages == []
+    assert not damages
 
 
 def test_the_files_of_an_array_that_had_the_name_before_go_with_the_first_round(root: Path) -> None:
@@ -154,7 +154,7 @@ def test_what_is_damaged_is_set_aside_by_the_first_round(
     [aside] = [file for file in files(root) if re.fullmatch(f"{name}.damaged-{STAMP}", file)]
     assert (folder(root) / aside).read_bytes() == content
     again, damages = load(root, ARRAY, FRESH, NOW_MS)
-    assert damages == []
+    assert not damages
     assert again.is_whole(block)
     assert known(again) == known(ledger)
 
@@ -189,7 +189,7 @@ def test_a_reader_sees_what_was_saved(root: Path) -> None:
     ledger, damages = read(root, ARRAY)
     assert ledger is not None
     assert known(ledger) == ALL
-    assert damages == []
+    assert not damages
 
 
 @pytest.mark.parametrize("array", [ArrayKey("plate7/d.zarr", "g1"), ArrayKey("e.zarr", "img")])
@@ -213,7 +213,7 @@ def test_a_reader_of_a_ledger_that_is_being_restarted_sees_it_empty(root: Path) 
     seen, damages = read(root, ARRAY)
     assert seen is not None
     assert seen.missing_blocks == 6400
-    assert damages == []
+    assert not damages
 
 
 def test_a_segment_that_is_removed_while_it_is_read_counts_as_empty(
@@ -224,7 +224,7 @@ def test_a_segment_that_is_removed_while_it_is_read_counts_as_empty(
     ledger, damages = read(root, ARRAY)
     assert ledger is not None
     assert known(ledger) == ALL
-    assert damages == []
+    assert not damages
 
 
 def test_every_ledger_is_found(root: Path) -> None:
