@@ -6,6 +6,7 @@ store changes anything: with the first round, that is set aside or removed.
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,16 +98,33 @@ def find(root: Path) -> Iterator[ArrayKey]:
             yield ArrayKey("/".join(parts[:depth]), "/".join(parts[depth + 1 :]))
 
 
+def stored_files(root: Path, array: ArrayKey) -> list[str]:
+    """Return the names of an array's ledger files, the header's first if there is one."""
+    names = listed(ledger_folder(root, array.store) / array.path)
+    segments = sorted(name for name in names if segment_number(name) is not None)
+    return [HEADER_NAME, *segments] if HEADER_NAME in names else segments
+
+
+def signature(root: Path, array: ArrayKey) -> object:
+    """Return what is equal as long as an array's ledger files are the same."""
+    folder, found = ledger_folder(root, array.store) / array.path, []
+    for name in stored_files(root, array):
+        with suppress(FileNotFoundError):
+            file = (folder / name).stat()
+            found.append((name, file.st_ino, file.st_mtime_ns, file.st_size))
+    return found
+
+
 def _found(root: Path, array: ArrayKey) -> _Found:
     found = _Found()
     folder = ledger_folder(root, array.store) / array.path
-    names = [HEADER_NAME, *(name for name in listed(folder) if segment_number(name) is not None)]
+    names = stored_files(root, array)
     refuse_links(folder / name for name in names)
     for name in names:
         try:
             content = (folder / name).read_bytes()
         except FileNotFoundError:
-            continue  # removed meanwhile, or never there
+            continue  # removed meanwhile
         try:
             _take(found, name, content)
         except Damaged as error:
