@@ -79,6 +79,6 @@ class Looks:
         parked = ledger.header.parked
         self.said = (
             f"{ledger.percent:.3f} % written, {ledger.missing_blocks} of {ledger.blocks} blocks "
-            f"missing, {parked} tiles parked"
+            f"missing, parked tiles: {parked}"
         )
         return _PARKED if parked > self._allow_parked else None

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumer import cli
@@ -161,6 +161,18 @@ def test_the_root_may_come_from_the_file(
     file.write_text(f'output_root = "{writer.root}"')
     assert cli.main(["status", "--config-file", str(file)]) == 0
     assert NAME in capsys.readouterr().out
+
+
+def test_a_library_that_is_missing_is_named_with_what_brings_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(_name: str) -> Any:
+        raise ModuleNotFoundError("No module named 'pydantic_settings'")
+
+    monkeypatch.setattr(cli, "import_module", missing)
+    assert cli.main(["status"]) == 2
+    said = "No module named 'pydantic_settings'; install zarr-tile-consumer[service]"
+    assert said in capsys.readouterr().err
 
 
 # -- status -------------------------------------------------------------------------------------
@@ -376,6 +388,7 @@ def sorted_axes(axes: list[str]) -> list[str]:
     return sorted(axes, key="STCZ".index)
 
 
+@settings(deadline=None)
 @given(missing_boxes())
 def test_the_entries_of_a_box_sent_with_a_fill_fill_just_it(drawn: tuple[Header, Box]) -> None:
     header, box = drawn
@@ -442,7 +455,7 @@ def test_waiting_ends_when_the_time_is_up(
     clock = Clock((5, lambda: writer.round(0)))
     assert waited(writer, clock) == 1
     assert clock.now == 1060
-    said = f"{NAME}: 25.000 % written, 6 of 8 blocks missing, 0 tiles parked\n"
+    said = f"{NAME}: 25.000 % written, 6 of 8 blocks missing, parked tiles: 0\n"
     assert capsys.readouterr().out == said
 
 
@@ -463,7 +476,7 @@ def test_parked_tiles_end_the_waiting(writer: Writer, capsys: pytest.CaptureFixt
     clock = Clock((5, lambda: writer.round(0, change=park)))
     assert waited(writer, clock) == 3
     assert clock.now == 1005
-    assert "1 tiles parked" in capsys.readouterr().out
+    assert "parked tiles: 1" in capsys.readouterr().out
 
 
 def test_parked_tiles_do_not_matter_once_the_array_is_complete(writer: Writer) -> None:

@@ -374,6 +374,27 @@ def test_the_one_that_orders_higher_removes_the_other_that_looked_too_early(root
     later.commit({"a": [b"ours"]})
 
 
+def test_a_taker_whose_epoch_is_over_before_it_is_done_gives_up(root: Path) -> None:
+    def before(step: str) -> None:
+        if step == "take.remove":
+            # Another takes the store, and is done with it.
+            taken(root).release()
+
+    with pytest.raises(Fenced):
+        taken(root, before)
+
+
+def test_a_taker_that_fails_leaves_no_epoch(root: Path) -> None:
+    def before(step: str) -> None:
+        if step == "take.remove":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before_it = names(epochs(root))
+    with pytest.raises(OSError, match="Input/output error"):
+        taken(root, before)
+    assert names(epochs(root)) == before_it
+
+
 def test_what_another_taker_renames_away_during_the_look_is_found(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,7 @@ class Model:
             self.ledger = self.disk.load()
 
 
+@settings(deadline=None)
 @given(histories())
 def test_it_knows_of_each_block_what_was_filled(
     history: tuple[Header, list[tuple[str, BlockIndex, list[Box]]]],
@@ -143,6 +144,7 @@ def test_it_knows_of_each_block_what_was_filled(
         assert ledger.is_whole(index) == bits.all()
 
 
+@settings(deadline=None)
 @given(histories())
 def test_what_is_missing_is_all_the_rest_and_each_voxel_once(
     history: tuple[Header, list[tuple[str, BlockIndex, list[Box]]]],
@@ -156,6 +158,7 @@ def test_what_is_missing_is_all_the_rest_and_each_voxel_once(
     np.testing.assert_array_equal(times, ~model.bits)
 
 
+@settings(deadline=None)
 @given(histories())
 def test_it_counts_blocks_and_voxels(
     history: tuple[Header, list[tuple[str, BlockIndex, list[Box]]]],
@@ -172,6 +175,7 @@ def test_it_counts_blocks_and_voxels(
     assert (ledger.percent == 100) == ledger.complete
 
 
+@settings(deadline=None)
 @given(histories())
 def test_a_loaded_ledger_is_the_one_that_was_saved(
     history: tuple[Header, list[tuple[str, BlockIndex, list[Box]]]],
@@ -228,6 +232,20 @@ def test_a_round_writes_the_header_and_the_segments_that_changed(ledger: Ledger)
 def test_nothing_is_to_be_written_where_nothing_changed(ledger: Ledger) -> None:
     ledger.fill((0, 0), whole(ledger, (0, 0)))
     ledger.bind(None, None)
+    assert not ledger.dirty()
+
+
+def test_what_is_filled_again_is_not_written_again(ledger: Ledger) -> None:
+    ledger.fill((0, 1), [Box((0, 0), (3, 1))])
+    ledger.saved()
+    ledger.fill((0, 1), [Box((1, 0), (2, 1))])
+    assert not ledger.dirty()
+
+
+def test_files_from_before_are_written_once() -> None:
+    ledger = Ledger(PATH, header((4,), (2,)), unsaved={"an-old-one": None})
+    assert "an-old-one" in ledger.dirty()
+    ledger.saved()
     assert not ledger.dirty()
 
 
@@ -395,6 +413,7 @@ def test_rows_that_a_tile_left_over_block_after_block_become_one_box() -> None:
     assert list(ledger.missing()) == [Box((7, 0), (10, 800))]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 5), min_size=1, max_size=5)
     .map(tuple)
@@ -418,6 +437,7 @@ def test_a_run_of_blocks_is_made_up_of_few_boxes(
     assert all(any(box.intersection(block) == block for box in boxes) for block in blocks)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=5).map(tuple), st.data())
 def test_the_number_of_a_block_tells_the_block(
     counts: tuple[int, ...], data: st.DataObject
@@ -481,8 +501,8 @@ def test_the_names_of_files_are_those_of_no_array() -> None:
     assert segment_number(f"{segment_name(7)}.damaged-x") is None
 
 
+@settings(deadline=None)
 @given(st.sampled_from(range(10**6)), st.integers(0, 7))
-@settings(max_examples=300)
 def test_any_bit_that_flips_is_noticed(place: int, bit: int) -> None:
     for content, decode in FILES.values():
         at = place % len(content)
