@@ -99,6 +99,10 @@ class Assembler:
         while self._buffers.evict():
             pass
 
+    def is_current(self, write: Write) -> bool:
+        """Whether a write began after the last time that everything was forgotten."""
+        return write.tenure == self._tenure
+
     # -- tiles in -------------------------------------------------------------------------------
 
     def add(
@@ -239,8 +243,10 @@ class Assembler:
             reason,
             block.deliveries,
             self._tenure,
+            block.tiles,
         )
         block.buffer, block.filled, block.deliveries = None, Coverage(), set()
+        block.tiles = 0
         self._budget.take("encoding", encoding)
         self._writing += 1
         return block.write
@@ -287,7 +293,7 @@ class Assembler:
     def wrote(self, write: Write) -> list[DeliveryId]:
         """Take note that a write is durable; return the deliveries that it settled."""
         block = self._returned(write)
-        current = write.tenure == self._tenure
+        current = self.is_current(write)
         if current:
             self._stored.note(write.key, write.box, write.filled)
         unused = write.buffer
@@ -324,6 +330,7 @@ class Assembler:
             return
         block.whole_base = base
         block.deliveries |= write.deliveries
+        block.tiles += write.tiles
         self._note_complete(block)
 
     def condemn(self, write: Write) -> list[DeliveryId]:

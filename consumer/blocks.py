@@ -101,6 +101,8 @@ class Write:
         Whether what is stored must be read first, since the buffer alone does not cover the block.
     tenure : int
         When the write began: what it read is worth nothing in a later one.
+    tiles : int
+        Tiles of which the first voxel lies in the boxes.
     """
 
     key: BlockKey
@@ -111,6 +113,7 @@ class Write:
     reason: Reason
     deliveries: set[DeliveryId]
     tenure: int
+    tiles: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -129,6 +132,8 @@ class Block:
         The boxes of the buffer that tiles filled, relative to the block.
     deliveries : set of DeliveryId
         Those whose tiles are in the buffer.
+    tiles : int
+        Tiles in the buffer of which the first voxel lies in this block.
     """
 
     key: BlockKey
@@ -139,6 +144,7 @@ class Block:
     whole_base: bool = False
     filled: Coverage = field(default_factory=Coverage)
     deliveries: set[DeliveryId] = field(default_factory=set)
+    tiles: int = 0
     write: Write | None = None
 
     def put(self, tile: Tile, piece: Piece, delivery: DeliveryId) -> None:
@@ -155,6 +161,7 @@ class Block:
             with np.errstate(over="ignore"):
                 buffer[inside.slices] = values
         self.filled.add(inside)
+        self.tiles += not any(piece.source.start)
         self.deliveries.add(delivery)
 
     def lay_over(self, below: npt.NDArray[Any], filled_below: Coverage) -> None:

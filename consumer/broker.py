@@ -11,6 +11,7 @@ import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import pika
@@ -70,6 +71,9 @@ class Settling(Protocol):
     ) -> None:
         """Park, then acknowledge, then call `done` with whether that came to pass."""
 
+    def round_trip(self, done: Callable[[bool], None]) -> None:
+        """Ask the broker something on the channel that delivers; `done` is told if it answered."""
+
     def reset(self, reason: str, *, hold: Callable[[], bool]) -> None:
         """Give up the channel; subscribe again when `hold` says no more."""
 
@@ -108,6 +112,7 @@ class Broker:
         # Delivery tags in the order of delivery, and those of them to be acknowledged next.
         self._unsettled: dict[int, None] = {}
         self._acknowledged: set[int] = set()
+        self._asked: deque[Callable[[bool], None]] = deque()
         self._loop = loop
         self._parking = _Parking(loop, settings, topology, metrics)
         self._consuming = Connection(
@@ -169,6 +174,26 @@ class Broker:
             done(channel is not None)
             return
         self._parking.publish(_Parked(delivery, body, properties, settle))
+
+    def round_trip(self, done: Callable[[bool], None]) -> None:
+        """Ask the broker something on the channel that delivers; `done` is told if it answered.
+
+        A consumer that was paused learns so that its channel is gone.
+        """
+        channel = self._channel
+        if channel is None or not channel.is_open or self._giving_up:
+            self._loop.call_later(0, partial(done, False))
+            return
+        self._asked.append(done)
+        # It changes nothing: a prefetch count is of consumers that are yet to come.
+        channel.basic_qos(
+            prefetch_count=self._settings.prefetch_count,
+            callback=lambda _frame: self._answered(channel),
+        )
+
+    def _answered(self, channel: Channel) -> None:
+        if channel is self._channel:
+            self._asked.popleft()(True)
 
     def reset(self, reason: str, *, hold: Callable[[], bool] = lambda: False) -> None:
         """Give up the channel with all its deliveries, and subscribe again."""
@@ -259,6 +284,9 @@ class Broker:
         self._channel, self._consumer_tag = None, ""
         self._unsettled.clear()
         self._acknowledged.clear()
+        asked, self._asked = self._asked, deque()
+        for done in asked:
+            done(False)
         self._parking.drop_waiting()
         if had_channel and self._receiver is not None:
             self._receiver.channel_lost()

@@ -18,6 +18,7 @@ from consumer.errors import (
     BrokerLost,
     ConsumerError,
     Disposition,
+    Fenced,
     ParkError,
     StopError,
     StoreRemoved,
@@ -30,7 +31,7 @@ from consumer.message import Message, Outline, decode
 from consumer.metrics import Metrics
 from consumer.scratch import Scratch
 from consumer.settings import Settings
-from consumer.storage import Opened, Storage, Written
+from consumer.storage import Opened, Storage, Taken, Written
 
 # So many that workers encode while others wait for the disk.
 WRITES_PER_WORKER = 4
@@ -123,6 +124,10 @@ class Flow:
                 self._inbox.release(held)
             handle.waiting.clear()
         self.assembler.forget_all()
+        for handle in self._handles:
+            if handle.array is not None:
+                self._storage.close_array(handle.key)
+        self._handles.reopen_all()
         self._held.clear()
         self._starved = False
 
@@ -242,11 +247,22 @@ class Flow:
     def _open_arrays(self) -> None:
         now = self._clock()
         for handle in self._handles.to_open(lambda handle: self._wanted(handle, now)):
-            self._storage.open(
-                handle.opening,
-                max_block_bytes(self.budget.limit),
-                partial(self._opened, handle, handle.waiting[0] if handle.waiting else None),
-            )
+            self._open(handle)
+
+    def _open(self, handle: Handle) -> None:
+        opened_for = handle.waiting[0] if handle.waiting else None
+        self._storage.open(
+            handle.opening,
+            max_block_bytes(self.budget.limit),
+            partial(self._opened, handle, opened_for),
+        )
+
+    def _shown(self, handle: Handle, answered: bool) -> None:
+        """Open an array now that the broker has answered after its store was taken."""
+        if answered:
+            self._open(handle)
+        else:
+            self._handles.note_opened(handle, None)
 
     def _wanted(self, handle: Handle, now: float) -> bool:
         waited_for = bool(handle.waiting) and not self._draining
@@ -258,9 +274,12 @@ class Flow:
         self,
         handle: Handle,
         opened_for: Held | None,
-        opened: Opened | None,
+        opened: Opened | Taken | None,
         error: ConsumerError | None,
     ) -> None:
+        if isinstance(opened, Taken):
+            self._broker.round_trip(partial(self._shown, handle))
+            return
         array = opened.array if opened else None
         before = self._handles.note_opened(handle, array)
         if opened is not None and array is not None:
@@ -269,6 +288,7 @@ class Flow:
             self._metrics.array_opens.inc()
             self._metrics.store_opens.inc(opened.new_store)
             self._faults.clear(handle.key.store)
+            handle.source, handle.run = opened.source, opened.run
             self._inbox.put_back(handle.waiting)
             handle.waiting.clear()
         elif isinstance(error, ParkError) and opened_for is not None:
@@ -292,7 +312,10 @@ class Flow:
             if write is None:
                 self._look_for_idle = False
                 return
-            self._storage.write(write, partial(self._written, write))
+            handle = self._handles.get(write.key.array)
+            self._storage.write(
+                write, partial(self._written, write), source=handle.source, run=handle.run
+            )
 
     def _prefetch_exhausted(self) -> bool:
         return len(self._held) >= self._settings.prefetch_count and not len(self._inbox)
@@ -314,8 +337,10 @@ class Flow:
         elif isinstance(error, ParkError):
             self._condemn(write, error)
         elif error is not None:
+            current = self.assembler.is_current(write)
             self.assembler.failed(write)
-            self._failed(store, "write", error)
+            if current or not isinstance(error, Fenced):
+                self._failed(store, "write", error)
         self.advance()
 
     def _condemn(self, write: Write, error: ParkError) -> None:
@@ -338,7 +363,7 @@ class Flow:
             assert isinstance(error, StopError)
             self._stop(error)
             return
-        if isinstance(error, StoreRemoved):
+        if isinstance(error, StoreRemoved | Fenced):
             for array in self._handles.reopen(store):
                 self.assembler.forget_stored(array)
         wait = self._faults.note(store, self._clock())

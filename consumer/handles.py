@@ -119,6 +119,15 @@ class Handles:
         del self._handles[handle.key]
         self._closed.pop(handle.key, None)
 
+    def get(self, key: ArrayKey) -> Handle:
+        """Return the handle of an array that has one."""
+        return self._handles[key]
+
+    def reopen_all(self) -> None:
+        """Have every array opened again."""
+        for store in {handle.key.store for handle in self}:
+            self.reopen(store)
+
     def reopen(self, store: str) -> list[ArrayKey]:
         """Have every array of a store that is gone opened again; return their keys."""
         arrays = [handle for handle in self if handle.key.store == store]

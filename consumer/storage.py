@@ -31,6 +31,7 @@ from consumer.blocks import ArrayKey, StoredArray, Write
 from consumer.coverage import Box
 from consumer.errors import ConsumerError, StopError, WriterLost
 from consumer.message import Outline
+from consumer.placement import BlockIndex
 from consumer.settings import Settings
 
 _END_S = 1.0
@@ -56,8 +57,17 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
+class Taken:
+    """The array's store was taken. Nothing of it may be read before the broker has answered.
+
+    A consumer that was paused, and whose deliveries have long gone to another, takes in vain: what
+    it sends to the broker is not answered. Where it is, the array is to be asked for again.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Open:
-    """Open or create an array.
+    """Open or create an array, or take its store where that is still to be done.
 
     Attributes
     ----------
@@ -73,10 +83,20 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An array that was opened, and whether its store was not open before."""
+    """An array that was opened.
+
+    Attributes
+    ----------
+    new_store : bool
+        Whether nothing of its store was open before.
+    source, run : str or None
+        What the array is bound to, by its ledger.
+    """
 
     array: StoredArray
     new_store: bool
+    source: str | None = None
+    run: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +108,8 @@ class WriteBlock:
     offset : int
         Where the buffer lies in the shared memory. Where it is to be merged, the writer fills its
         holes with what is stored.
+    tiles, source, run
+        For the ledger.
     """
 
     array: ArrayKey
@@ -96,6 +118,10 @@ class WriteBlock:
     dtype: np.dtype[Any]
     filled: tuple[Box, ...]
     merge: bool
+    block: BlockIndex
+    tiles: int
+    source: str | None
+    run: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,15 +208,31 @@ class Storage:
         """Whether every result has come back and been passed on."""
         return not self._waiting
 
-    def open(self, outline: Outline, max_block_bytes: int, done: Done[Opened]) -> None:
-        """Open or create an array; see `Open`."""
+    def open(self, outline: Outline, max_block_bytes: int, done: Done[Opened | Taken]) -> None:
+        """Open or create an array; see `Open` and `Taken`."""
         self._ask(Open(outline, max_block_bytes), done)
 
-    def write(self, write: Write, done: Done[Written]) -> None:
-        """Merge, encode and commit a block of an array that is open."""
-        offset, dtype = self._arena.offset(write.buffer), write.buffer.dtype
-        filled = tuple(write.filled)
-        request = WriteBlock(write.key.array, write.box, offset, dtype, filled, write.merge)
+    def write(
+        self,
+        write: Write,
+        done: Done[Written],
+        *,
+        source: str | None = None,
+        run: str | None = None,
+    ) -> None:
+        """Merge, encode and commit a block of an array that is open, bound to a source and run."""
+        request = WriteBlock(
+            write.key.array,
+            write.box,
+            self._arena.offset(write.buffer),
+            write.buffer.dtype,
+            tuple(write.filled),
+            write.merge,
+            write.key.block,
+            write.tiles,
+            source,
+            run,
+        )
         self._ask(request, done)
 
     def close_array(self, array: ArrayKey) -> None:

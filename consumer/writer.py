@@ -4,7 +4,11 @@ It takes its requests from a pipe (see `consumer.storage`) and ends when the pip
 owns what is open; the work is done in worker threads.
 
 A write has two stages, so that cores encode while the disk syncs: reading and encoding, a block in
-a thread; then committing, all blocks of a store that were encoded meanwhile in one round.
+a thread; then committing, all blocks of a store that were encoded meanwhile in one round, and with
+them what the ledgers of their arrays say now.
+
+A store is taken when the first array of it is asked for, and given up with the last. Where another
+consumer has taken it, all that was open of it is forgotten.
 """
 
 import gc
@@ -12,17 +16,19 @@ import logging
 import math
 import mmap
 import os
+import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy.typing as npt
 
@@ -30,10 +36,13 @@ from consumer import logs
 from consumer.arena import give_memory_back, part
 from consumer.arrays import OpenArray, Store, open_array, open_store
 from consumer.blocks import ArrayKey, StoredArray
-from consumer.commit import probe
+from consumer.commit import Commit, probe
 from consumer.coverage import Box, Coverage
 from consumer.encoder import Objects, size, touched_files
-from consumer.errors import ConsumerError, StorageFault, Unexpected, from_os_error
+from consumer.errors import ConsumerError, Fenced, StorageFault, Unexpected, from_os_error
+from consumer.ledger import Files, Ledger
+from consumer.ledger_files import load
+from consumer.ledger_format import Header
 from consumer.storage import (
     Answer,
     Close,
@@ -43,6 +52,7 @@ from consumer.storage import (
     Probe,
     Request,
     Setup,
+    Taken,
     WriteBlock,
     Written,
 )
@@ -53,10 +63,19 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
+class _Array:
+    """An open array and its ledger, which changes in a round only, one at a time."""
+
+    open: OpenArray
+    ledger: Ledger
+
+
+@dataclass(frozen=True, slots=True)
 class _Encoded:
     """A block ready to be committed."""
 
-    array: OpenArray
+    array: _Array
+    request: WriteBlock
     objects: Objects
     nbytes: int
     seconds: float
@@ -68,12 +87,16 @@ class _Waiting:
     done: Done[Written]
 
 
+# What became of each block of a round.
+_Outcomes: TypeAlias = list[tuple[Written | None, ConsumerError | None]]
+
+
 @dataclass(eq=False, slots=True)
 class _Tenure:
-    """A store that is open, with its open arrays."""
+    """A store that was taken, with its open arrays."""
 
     store: Store
-    arrays: dict[str, OpenArray] = field(default_factory=dict)
+    arrays: dict[str, _Array] = field(default_factory=dict)
 
 
 class Writer:
@@ -95,8 +118,8 @@ class Writer:
         self._encoders = ThreadPoolExecutor(setup.workers, thread_name_prefix="encode")
         self._workers = ThreadPoolExecutor(setup.workers + 1, thread_name_prefix="worker")
         self._stores: dict[str, _Tenure] = {}
-        # By store: what waits for the round under way to end; absent where there is none.
-        self._rounds: dict[str, list[_Waiting]] = {}
+        # By tenure: what waits for the round under way to end; absent where there is none.
+        self._rounds: dict[Commit, list[_Waiting]] = {}
 
     def run(self) -> None:
         """Do what comes; never returns."""
@@ -123,43 +146,73 @@ class Writer:
 
     # -- stores and arrays ----------------------------------------------------------------------
 
-    def _open(self, request: Open, done: Done[Opened]) -> None:
+    def _open(self, request: Open, done: Done[Opened | Taken]) -> None:
         key = request.outline.entry.store
         tenure = self._stores.get(key)
-        store = tenure.store if tenure else None
+        if tenure is None:
+            self._run(partial(self._take, key), partial(self._taken, key, done))
+        else:
+            work = partial(self._opened, tenure.store, request)
+            self._run(work, partial(self._note_opened, tenure, done))
 
-        def opened(array: OpenArray | None, error: ConsumerError | None) -> None:
-            if array is None:
-                done(None, error)
-                return
-            known = self._stores.setdefault(key, _Tenure(array.store))
-            known.arrays[array.key.path] = array
-            done(Opened(StoredArray(array.key, array.layout), store is None), None)
-
-        self._run(partial(self._opened, store, request), opened)
-
-    def _opened(self, store: Store | None, request: Open) -> OpenArray:
-        setup, outline = self._setup, request.outline
-        opened = store or open_store(
-            setup.output_root,
-            outline.entry.store,
-            file_mode=setup.file_mode,
-            folder_mode=setup.folder_mode,
+    def _take(self, key: str) -> Store:
+        setup = self._setup
+        return open_store(
+            setup.output_root, key, file_mode=setup.file_mode, folder_mode=setup.folder_mode
         )
+
+    def _taken(
+        self, key: str, done: Done[Opened | Taken], store: Store | None, error: ConsumerError | None
+    ) -> None:
+        if store is None:
+            done(None, error)
+            return
+        self._stores[key] = _Tenure(store)
+        done(Taken(), None)
+
+    def _opened(self, store: Store, request: Open) -> _Array:
+        setup, outline = self._setup, request.outline
         # It may be opened again because somebody removed it.
-        opened.commit.forget_folders()
-        try:
-            return open_array(
-                opened,
-                outline.entry,
-                outline.check,
-                write_empty_chunks=setup.write_empty_chunks,
-                max_block_bytes=request.max_block_bytes,
-            )
-        except BaseException:
-            if store is None:
-                opened.commit.release()
-            raise
+        store.commit.forget_folders()
+        array = open_array(
+            store,
+            outline.entry,
+            outline.check,
+            write_empty_chunks=setup.write_empty_chunks,
+            max_block_bytes=request.max_block_bytes,
+        )
+        fresh = Header.of(array.layout, array.ledger_id, outline.entry.axes, secrets.token_hex(8))
+        ledger, damages = load(setup.output_root, array.key, fresh, _now_ms())
+        for damage in damages:
+            log.error("a ledger is damaged; what it says counts as missing", extra={"what": damage})
+        return _Array(array, ledger)
+
+    def _note_opened(
+        self,
+        tenure: _Tenure,
+        done: Done[Opened | Taken],
+        array: _Array | None,
+        error: ConsumerError | None,
+    ) -> None:
+        if array is None:
+            self._give_up_empty(tenure, lambda: done(None, error))
+            return
+        if self._stores.get(tenure.store.key) is not tenure:
+            done(None, _fenced(tenure.store.key))
+            return
+        stored, header = array.open, array.ledger.header
+        new_store = not tenure.arrays
+        tenure.arrays[stored.key.path] = array
+        known = StoredArray(stored.key, stored.layout)
+        done(Opened(known, new_store, header.source, header.run), None)
+
+    def _give_up_empty(self, tenure: _Tenure, done: Callable[[], None]) -> None:
+        """Release a store of which nothing is open."""
+        if tenure.arrays or self._stores.get(tenure.store.key) is not tenure:
+            done()
+            return
+        del self._stores[tenure.store.key]
+        self._run(tenure.store.commit.release, lambda _result, _error: done())
 
     def _close(self, array: ArrayKey, done: Done[None]) -> None:
         tenure = self._stores.get(array.store)
@@ -174,7 +227,11 @@ class Writer:
     # -- blocks ---------------------------------------------------------------------------------
 
     def _write(self, request: WriteBlock, done: Done[Written]) -> None:
-        array = self._stores[request.array.store].arrays[request.array.path]
+        tenure = self._stores.get(request.array.store)
+        array = tenure.arrays.get(request.array.path) if tenure else None
+        if array is None:
+            done(None, _fenced(request.array.store))
+            return
         buffer = part(self._memory, request.offset, request.box.shape, request.dtype)
         self._run(
             partial(_encode, array, request, buffer),
@@ -188,34 +245,56 @@ class Writer:
         if block is None:
             done(None, error)
             return
-        store = block.array.store.key
-        if store in self._rounds:
-            self._rounds[store].append(_Waiting(block, done))
+        commit = block.array.open.store.commit
+        if commit in self._rounds:
+            self._rounds[commit].append(_Waiting(block, done))
         else:
-            self._commit(store, [_Waiting(block, done)])
+            self._commit(commit, [_Waiting(block, done)])
 
-    def _commit(self, store: str, waiting: list[_Waiting]) -> None:
-        self._rounds[store] = []
+    def _commit(self, commit: Commit, waiting: list[_Waiting]) -> None:
+        self._rounds[commit] = []
         blocks = [each.block for each in waiting]
-        self._run(partial(_commit, blocks), partial(self._committed, store, waiting))
+        self._run(partial(self._round, blocks), partial(self._committed, commit, waiting))
+
+    def _round(self, blocks: Sequence[_Encoded]) -> _Outcomes:
+        """Commit blocks of one tenure: where that fails, each alone, so that the fault is its own.
+
+        One after the other, since the ledgers know one round at a time.
+        """
+        rounds = [blocks]
+        outcomes: _Outcomes = []
+        while rounds:
+            following = rounds.pop(0)
+            try:
+                written = self._translated(partial(_commit, following))
+                outcomes += [(each, None) for each in written]
+            except ConsumerError as error:
+                if len(following) > 1:
+                    rounds += [[block] for block in following]
+                else:
+                    outcomes.append((None, error))
+        return outcomes
 
     def _committed(
         self,
-        store: str,
+        commit: Commit,
         waiting: list[_Waiting],
-        written: list[Written] | None,
+        outcomes: _Outcomes | None,
         error: ConsumerError | None,
     ) -> None:
-        following = self._rounds.pop(store)
+        following = self._rounds.pop(commit)
         if following:
-            self._commit(store, following)
-        if written is None and len(waiting) > 1:
-            # Which of them is at fault shows when each is committed alone.
-            for each in waiting:
-                self._run(partial(_commit, [each.block]), partial(_pass_on, each.done))
-            return
-        for index, each in enumerate(waiting):
-            each.done(written[index] if written else None, error)
+            self._commit(commit, following)
+        for each, outcome in zip(waiting, outcomes or [(None, error)] * len(waiting), strict=True):
+            if isinstance(outcome[1], Fenced):
+                self._forget(each.block.array.open.store)
+            each.done(*outcome)
+
+    def _forget(self, store: Store) -> None:
+        """Forget all that is open of a store that somebody else has taken."""
+        tenure = self._stores.get(store.key)
+        if tenure is not None and tenure.store is store:
+            del self._stores[store.key]
 
     # -- threads --------------------------------------------------------------------------------
 
@@ -259,41 +338,62 @@ class Writer:
         return True
 
 
-def _encode(array: OpenArray, write: WriteBlock, buffer: npt.NDArray[Any]) -> _Encoded:
+def _encode(array: _Array, write: WriteBlock, buffer: npt.NDArray[Any]) -> _Encoded:
     """Encode a block; what is stored is read only where the buffer has holes, and put there."""
     started = monotonic()
     if write.merge:
-        stored = array.read(write.box)
+        stored = array.open.read(write.box)
         for hole in Coverage(write.filled).missing(Box.of_shape(write.box.shape)):
             buffer[hole.slices] = stored[hole.slices]
-    objects = array.encoder.encode(write.box, buffer, write.filled)
-    files = touched_files(array.layout.grid, write.box, write.filled)
+    objects = array.open.encoder.encode(write.box, buffer, write.filled)
+    files = touched_files(array.open.layout.grid, write.box, write.filled)
     nbytes = sum(math.prod(box.shape) for box in files) * buffer.itemsize
-    return _Encoded(array, objects, nbytes, monotonic() - started)
+    return _Encoded(array, write, objects, nbytes, monotonic() - started)
 
 
 def _commit(blocks: Sequence[_Encoded]) -> list[Written]:
-    """Commit blocks of one store.
+    """Commit blocks of one tenure, then what their arrays' ledgers say of them.
 
     The arrays must exist before, so that no folders are made for one that was removed, and after,
     so that nothing counts as written that went with it.
     """
     started = monotonic()
-    arrays = {block.array.key.path: block.array for block in blocks}.values()
-    for array in arrays:
-        array.require()
+    arrays = {block.array.open.key.path: block.array for block in blocks}
+    for array in arrays.values():
+        array.open.require()
     objects = {key: parts for block in blocks for key, parts in block.objects.items()}
-    blocks[0].array.store.commit.commit(objects)
-    for array in arrays:
-        array.require()
+    try:
+        ledgers = _ledger_files(blocks, arrays.values())
+        commit = blocks[0].array.open.store.commit
+        commit.commit(objects, ledgers, standing=arrays.keys())
+        for array in arrays.values():
+            array.open.require()
+    except BaseException:
+        for array in arrays.values():
+            array.ledger.undo()
+        raise
+    for array in arrays.values():
+        array.ledger.saved()
     seconds = monotonic() - started
     return [Written(block.nbytes, size(block.objects), block.seconds + seconds) for block in blocks]
 
 
-def _pass_on(
-    done: Done[Written], written: list[Written] | None, error: ConsumerError | None
-) -> None:
-    done(written[0] if written else None, error)
+def _ledger_files(blocks: Iterable[_Encoded], arrays: Iterable[_Array]) -> Files:
+    now_ms = _now_ms()
+    for block in blocks:
+        ledger, request = block.array.ledger, block.request
+        ledger.bind(request.source, request.run)
+        ledger.fill(request.block, request.filled)
+        ledger.count(request.tiles, now_ms)
+    return {name: content for array in arrays for name, content in array.ledger.dirty().items()}
+
+
+def _fenced(store: str) -> Fenced:
+    return Fenced(f"{store}: the store was given up meanwhile")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def main(pipe_descriptor: int, memory_descriptor: int) -> None:

@@ -170,7 +170,7 @@ class WriteOnly:
 
     def __init__(self, root: Path, case: Case) -> None:
         self._posted: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._left = 1
+        self._left = 0
         settings = Settings(output_root=root)
         self._in_flight = settings.workers * WRITES_PER_WORKER
         layout = opened(root, case).layout
@@ -178,8 +178,10 @@ class WriteOnly:
         arena = Arena(2 * size)
         self._storage = Storage(settings, arena, self._posted.put, _stopped)
         self._writes = list(self._blocks(case, layout, arena))
-        self._storage.open(_outline(case), 1 << 40, self._done)
-        self._wait()
+        for _ in ("take", "open"):
+            self._left = 1
+            self._storage.open(_outline(case), 1 << 40, self._done)
+            self._wait()
 
     def run(self, _host: str, _queue: str) -> float:
         """Return the seconds until all blocks are durable."""

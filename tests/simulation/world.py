@@ -37,7 +37,7 @@ from consumer.message import Message
 from consumer.metrics import Metrics
 from consumer.placement import Layout
 from consumer.scratch import Stored
-from consumer.storage import Opened, Written
+from consumer.storage import Opened, Taken, Written
 
 UNTOUCHED = 0xFFFFFFFF
 # What stands in memory that nobody has written yet.
@@ -161,6 +161,7 @@ class World:
         self.queue: deque[Post] = deque()
         self.unacked: dict[DeliveryId, Post] = {}
         self.jobs: list[Job] = []
+        self.taken: set[str] = set()
         self.posted: deque[Callable[[], None]] = deque()
         self.channel = self._tag = self._fuse = 0
         self.faults: list[str] = []
@@ -288,7 +289,11 @@ class World:
         self.jobs.remove(job)
         if job.write is None:
             self.log.append(f"done: {job}")
-            job.done(Opened(StoredArray(job.array.key, job.array.layout), True), None)
+            if job.array.key.store in self.taken:
+                job.done(Opened(StoredArray(job.array.key, job.array.layout), True), None)
+            else:
+                self.taken.add(job.array.key.store)
+                job.done(Taken(), None)
             return
         job.commit()
         self.log.append(f"done: {job}")
@@ -354,6 +359,7 @@ class World:
             if job.write is not None:
                 job.commit(self.number.below(len(job.files) + 1))
         self.jobs.clear()
+        self.taken.clear()
         self.posted.clear()
         self._fuse = 0
         self._requeue_all()
@@ -404,6 +410,12 @@ class World:
         """Park; here every message is good."""
         raise Violation("parked", str(error))
 
+    def round_trip(self, done: Callable[[bool], None]) -> None:
+        """Answer, unless the channel is lost before."""
+        self._call()
+        asked_on = self.channel
+        self.posted.append(lambda: done(asked_on == self.channel))
+
     def reset(self, reason: str, *, hold: Callable[[], bool]) -> None:
         """Give up the channel."""
         self.log.append(f"the consumer gives everything back: {reason}")
@@ -417,7 +429,7 @@ class World:
         array = self.arrays[ArrayKey(outline.entry.store, outline.entry.array)]
         self.jobs.append(Job(array, None, done))
 
-    def write(self, write: Write, done: Callable[..., None]) -> None:
+    def write(self, write: Write, done: Callable[..., None], **_bound: str | None) -> None:
         """Write a block of the model store, later."""
         self._call()
         if any(job.write is not None and job.write.key == write.key for job in self.jobs):
@@ -426,8 +438,9 @@ class World:
         self.log.append(f"begin {job}, {write.reason}{', merged' * write.merge}")
         self.jobs.append(job)
 
-    def close_array(self, _array: ArrayKey) -> None:
-        """Nothing to let go of."""
+    def close_array(self, array: ArrayKey) -> None:
+        """Give up the store, whatever else is open of it: it is to be taken again."""
+        self.taken.discard(array.store)
 
     # -- the process ----------------------------------------------------------------------------
 

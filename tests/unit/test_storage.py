@@ -27,7 +27,7 @@ from consumer.errors import (
 )
 from consumer.message import Outline
 from consumer.settings import Settings
-from consumer.storage import Storage
+from consumer.storage import Storage, Taken
 
 KEY = ArrayKey("p/s.zarr", "a")
 BLOCK = 8
@@ -69,7 +69,11 @@ class Bench:
             "shards": [BLOCK, BLOCK],
             "tiles": [tile],
         }
-        return self.ask(self.storage.open, Outline(build(fields | said), (), ()), 1 << 20)
+        outline = Outline(build(fields | said), (), ())
+        answer = self.ask(self.storage.open, outline, 1 << 20)
+        if isinstance(answer[0], Taken):
+            answer = self.ask(self.storage.open, outline, 1 << 20)
+        return answer
 
     def write(
         self, block: int, value: int, *filled: Box
