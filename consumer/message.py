@@ -152,10 +152,25 @@ def encode(
         As the consumer would park it with.
     """
     entry = build(fields)
+    _tiles(entry, arrays)
     text = entry.model_dump_json(exclude_defaults=True)
+    return assemble(
+        entry.store, text, arrays, compress=compress, checksum=checksum, max_bytes=max_bytes
+    )
+
+
+def assemble(
+    store: str,
+    text: str,
+    arrays: Sequence[npt.NDArray[Any]],
+    *,
+    compress: bool,
+    checksum: bool,
+    max_bytes: int,
+) -> Encoded:
+    """Return the message of tiles that were checked before; `text` is their JSON."""
     body = tensors.write(arrays, {_METADATA_KEY: text})
     _check_size(body, max_bytes)
-    _tiles(entry, arrays)
     if compress:
         body = zstandard.ZstdCompressor().compress(body)
         _check_size(body, max_bytes)
@@ -167,7 +182,7 @@ def encode(
         "delivery_mode": 2,
         "headers": headers,
     }
-    return Encoded(entry.store, body, properties)
+    return Encoded(store, body, properties)
 
 
 def decode(envelope: Envelope, body: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Message:
@@ -201,6 +216,17 @@ def decode(envelope: Envelope, body: bytes, *, max_bytes: int = MAX_MESSAGE_BYTE
             f"the routing key {envelope.routing_key!r} is not the store key {entry.store!r}"
         )
     return Message(entry, _tiles(entry, arrays), len(body))
+
+
+def check(entry: TilesEntry, arrays: Sequence[npt.NDArray[Any]]) -> None:
+    """Check the tiles of one message, C(Z)YX, as `encode` and `decode` do.
+
+    Raises
+    ------
+    ParkError
+        With the index of the first tile that fails.
+    """
+    _tiles(entry, arrays)
 
 
 def check_kinds(kinds: Sequence[Kind], dtype: np.dtype[Any]) -> None:

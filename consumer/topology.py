@@ -7,6 +7,7 @@ from typing import Any
 
 from pika.channel import Channel
 
+from consumer.events import events_exchange
 from consumer.settings import Settings
 
 
@@ -69,7 +70,7 @@ def topology(settings: Settings) -> Topology:
     return Topology(
         tiles=tiles,
         parking=parking,
-        events=Exchange(f"{prefix}.events", "topic"),
+        events=Exchange(events_exchange(prefix), "topic"),
         partition=partition,
         parked=parked,
         bindings=(
