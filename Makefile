@@ -3,7 +3,7 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-full bench bench-quick bench-stages lint requirements clean
+.PHONY: help demo test test-full test-node contract bench bench-quick bench-stages lint requirements clean
 
 help: ## List these commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,17 @@ test: ## Run all tests, and on Python 3.13, where there is one, those that need 
 
 test-full: export FULL = 1
 test-full: test ## Run all tests at their full size.
+
+test-node: ## Check the contract with Node, and a producer in JavaScript.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	@deploy/scripts/setup-rabbitmq
+	@deploy/scripts/setup-node tests/node
+	TEST_NODE=1 .venv/bin/python -m pytest tests/node
+
+contract: ## Write the documents of the wire contract anew.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	.venv/bin/consumer schema asyncapi > deploy/contract/asyncapi.json
+	.venv/bin/consumer schema json > deploy/contract/tiles.schema.json
 
 bench: ## Measure throughput against other writers; takes about half an hour.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)

@@ -195,6 +195,11 @@ class TilePublisher:
         }
         self._take(array, prepare(array, None, place, to_dtype=False, max_bytes=self._max_bytes))
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of tiles that were taken and are not confirmed."""
+        return self._state().window.held_bytes
+
     def flush(self, timeout_s: float | None = None) -> None:
         """Return once every tile is confirmed.
 

@@ -1,0 +1,1 @@
+"""The commands of the command line beside `run`, a module each."""

@@ -1,0 +1,12 @@
+"""`consumer run`: the service."""
+
+from collections.abc import Sequence
+
+from consumer import logs, service, settings
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run until told to stop; return the exit code."""
+    loaded = settings.load(arguments)
+    logs.configure(loaded.log_level, loaded.log_format)
+    return service.run(loaded)
