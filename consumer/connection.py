@@ -1,5 +1,6 @@
 """A connection to RabbitMQ that comes back, and what pika needs to outlive what it receives."""
 
+import contextlib
 import logging
 import random
 import ssl
@@ -81,6 +82,11 @@ class _InPlace(SelectConnection):  # type: ignore[misc]  # pika is not typed
             before = _FRAME_END
         self._output_marshaled_frames([*pieces, _FRAME_END])
 
+    def drop(self) -> None:
+        """Close the socket without a word to the broker."""
+        if not self.is_closed:
+            self._adapter_disconnect_stream()
+
     def _take_piece(self, channel: int, piece: memoryview) -> None:
         pieces = self._pieces.setdefault(channel, [])
         pieces.append(piece)
@@ -142,7 +148,7 @@ class Connection:
         self._opened = opened
         self._lost = lost
         self._failed = failed
-        self._connection: SelectConnection | None = None
+        self._connection: _InPlace | None = None
         self._attempt: Any = None  # pika's, while it connects
         self._attempts = 0
         self._closing = False
@@ -183,8 +189,15 @@ class Connection:
         """Close for good."""
         self._closing = True
         if self._attempt is not None:
-            self._attempt.abort()
+            # Which pika asserts not to be in the middle of a handshake: that then ends by itself.
+            with contextlib.suppress(AssertionError):
+                self._attempt.abort()
         _close(self._connection)
+
+    def drop(self) -> None:
+        """Close without waiting for the broker, which may not read."""
+        if self._connection is not None:
+            self._connection.drop()
 
     @property
     def closed(self) -> bool:

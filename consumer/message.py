@@ -206,7 +206,7 @@ def decode(envelope: Envelope, body: bytes, *, max_bytes: int = MAX_MESSAGE_BYTE
     _check_size(body, max_bytes)
     _check_checksum(envelope.headers, body)
     if envelope.content_encoding == CONTENT_ENCODING:
-        body = _decompressed(body, max_bytes)
+        body = decompressed(body, max_bytes)
     arrays, metadata = tensors.read(body)
     if _METADATA_KEY not in metadata:
         raise InvalidMessage(f"the metadata lacks {_METADATA_KEY!r}; it has {sorted(metadata)[:8]}")
@@ -216,6 +216,22 @@ def decode(envelope: Envelope, body: bytes, *, max_bytes: int = MAX_MESSAGE_BYTE
             f"the routing key {envelope.routing_key!r} is not the store key {entry.store!r}"
         )
     return Message(entry, _tiles(entry, arrays), len(body))
+
+
+def metadata(body: bytes, content_encoding: str | None, *, max_bytes: int) -> str:
+    """Return the JSON that a body says of its tiles, unchecked.
+
+    Raises
+    ------
+    ParkError
+        Where the body does not hold together that far.
+    """
+    if content_encoding == CONTENT_ENCODING:
+        body = decompressed(body, max_bytes)
+    found = tensors.read(body)[1]
+    if _METADATA_KEY not in found:
+        raise InvalidMessage(f"the metadata lacks {_METADATA_KEY!r}; it has {sorted(found)[:8]}")
+    return found[_METADATA_KEY]
 
 
 def check(entry: TilesEntry, arrays: Sequence[npt.NDArray[Any]]) -> None:
@@ -288,7 +304,14 @@ def _check_checksum(headers: Mapping[str, Any], body: bytes) -> None:
         raise ChecksumMismatch(f"header crc32c {given:#010x}, the body's {found:#010x}")
 
 
-def _decompressed(body: bytes, max_bytes: int) -> bytes:
+def decompressed(body: bytes, max_bytes: int) -> bytes:
+    """Return what a zstd frame holds.
+
+    Raises
+    ------
+    ParkError
+        Where it is not exactly one frame, or holds more than `max_bytes`.
+    """
     try:
         size = zstandard.get_frame_parameters(body).content_size
         if size == zstandard.CONTENTSIZE_UNKNOWN:

@@ -96,7 +96,7 @@ class Sender:
         """Close the connection and end the thread; from any other thread."""
         self._closing = True
         self._loop.add_callback_threadsafe(self._shut)
-        self._thread.join(2 * _CLOSE_S)
+        self._thread.join(3 * _CLOSE_S)
 
     # -- the thread ---------------------------------------------------------------------------
 
@@ -133,7 +133,9 @@ class Sender:
         if self._completions is not None:
             self._completions.unsubscribe()
         self._connection.close()
-        self._loop.call_later(_CLOSE_S, self._loop.stop)
+        # A broker that blocks publishers does not read that we close.
+        self._loop.call_later(0 if self._blocked else _CLOSE_S, self._connection.drop)
+        self._loop.call_later(2 * _CLOSE_S, self._loop.stop)
         self._stop_once_closed()
 
     def _stop_once_closed(self) -> None:
@@ -175,7 +177,7 @@ class Sender:
     def _failed(self, cause: BaseException) -> None:
         # We close it ourselves after the channel was closed, which is reported already.
         if not isinstance(cause, exceptions.ConnectionClosedByClient):
-            self._report(_why_not_connected(self._endpoint, cause), AccessRefused)
+            self._report(why_not_connected(self._endpoint, cause), AccessRefused)
 
     def _on_channel_closed(self, _channel: Channel, reason: Exception) -> None:
         if isinstance(reason, exceptions.ChannelClosedByBroker):
@@ -242,9 +244,9 @@ class Sender:
             message = self._unconfirmed.pop(number)
             self._sent_bytes -= message.nbytes
             if message.returned:
-                self._again(message, _no_queue(self._endpoint, message.encoded.routing_key))
+                self._again(message, no_queue(self._endpoint, message.encoded.routing_key))
             elif isinstance(method, pika.spec.Basic.Nack):
-                self._again(message, _queue_full(self._endpoint, message.encoded.routing_key))
+                self._again(message, queue_full(self._endpoint, message.encoded.routing_key))
             else:
                 self._confirmed(message)
         self._advance()
@@ -284,7 +286,8 @@ def _hosts(endpoint: Endpoint) -> str:
     return ",".join(endpoint.hosts)
 
 
-def _why_not_connected(endpoint: Endpoint, cause: BaseException) -> PublishError:
+def why_not_connected(endpoint: Endpoint, cause: BaseException) -> PublishError:
+    """Return what to tell of a connection that was refused or lost."""
     where = f"RabbitMQ at {_hosts(endpoint)}"
     user = "the user of username_file" if endpoint.username_file else f"user {endpoint.username!r}"
     if _is(cause, 403, exceptions.ProbableAuthenticationError, exceptions.AuthenticationError):
@@ -329,14 +332,16 @@ def _why_channel_closed(
     return Unconfirmed(f"RabbitMQ closed the channel: {reason.reply_code} {reason.reply_text}")
 
 
-def _no_queue(endpoint: Endpoint, store: str) -> Unroutable:
+def no_queue(endpoint: Endpoint, store: str) -> Unroutable:
+    """Return what to tell of a returned message."""
     return Unroutable(
         f"no queue takes store key {store!r} from exchange {endpoint.topology_prefix!r}; start the "
         "consumer, which declares it, or bind the queue"
     )
 
 
-def _queue_full(endpoint: Endpoint, store: str) -> QueueFull:
+def queue_full(endpoint: Endpoint, store: str) -> QueueFull:
+    """Return what to tell of a refused message."""
     return QueueFull(
         f"the queue behind exchange {endpoint.topology_prefix!r} refuses more for store key "
         f"{store!r}; start or add consumers, raise TILES_QUEUE_MAX_BYTES, or wait longer"

@@ -11,7 +11,7 @@ import tempfile
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -36,22 +36,45 @@ _MESSAGE_SHARE = 2 * BODY_SHARE
 _MAX_NAME_BYTES = 128
 
 
-class Settings(Endpoint, BaseSettings):
-    """All settings of `consumer run`."""
+Loaded = TypeVar("Loaded", bound="Access")
+
+
+class Access(Endpoint, BaseSettings):
+    """How to reach RabbitMQ: what the commands beside `consumer run` need of the settings."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
-        extra="forbid",
+        extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
         enable_decoding=False,  # hosts are separated by commas
     )
 
-    output_root: Path = Field(description="Folder below which all stores are written.")
     config_file: Path | None = Field(None, description="TOML file with any of these settings.")
     secrets_folder: Path | None = Field(
         None, description="Folder with one file for each secret, named like tiles_password."
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings' signature
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Add the TOML file, last."""
+        toml = TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, file_secret_settings, toml
+
+
+class Settings(Access):
+    """All settings of `consumer run`."""
+
+    model_config = SettingsConfigDict(extra="forbid")
+
+    output_root: Path = Field(description="Folder below which all stores are written.")
 
     declare_topology: bool = Field(
         True, description="Declare exchanges and queues; false: only check that they are there."
@@ -191,35 +214,31 @@ class Settings(Endpoint, BaseSettings):
             if mode & needed != needed:
                 raise ValueError(f"{name} 0{mode:03o} must let the owner in: at least 0{needed:o}")
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings' signature
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Add the TOML file, last."""
-        toml = TomlConfigSettingsSource(settings_cls)
-        return init_settings, env_settings, file_secret_settings, toml
-
 
 def load(arguments: Sequence[str], program: str = "consumer run") -> Settings:
-    """Return the settings from flags, environment, secrets folder and file.
+    """Return all settings from flags, environment, secrets folder and file.
 
     Raises
     ------
     UnusableSettings
         With one line that names the setting and what would be right.
     """
+    return _load(Settings, arguments, program)
+
+
+def load_access(arguments: Sequence[str], program: str) -> Access:
+    """Return the settings that reach RabbitMQ; raises as `load` does."""
+    return _load(Access, arguments, program)
+
+
+def _load(model: type[Loaded], arguments: Sequence[str], program: str) -> Loaded:
     found = _sources(arguments, program)
     if found.config_file and not Path(found.config_file).is_file():
         raise UnusableSettings(f"config_file: there is no file {found.config_file}")
     if found.secrets_folder and not Path(found.secrets_folder).is_dir():
         raise UnusableSettings(f"secrets_folder: there is no folder {found.secrets_folder}")
     try:
-        settings = _from(found.config_file, found.secrets_folder, list(arguments), program)
+        settings = _from(model, found.config_file, found.secrets_folder, list(arguments), program)
     except ValidationError as error:
         reason = reason_of(error, secret=SECRET)
         raise UnusableSettings(f"{reason}; see {program} --help") from None
@@ -252,12 +271,18 @@ def _without_values(error: str) -> str:
     return f"{what}{unknown}{' '.join(flags) or given}"
 
 
-def _from(config: str | None, secrets: str | None, arguments: list[str], program: str) -> Settings:
-    class Loaded(Settings):
+def _from(
+    model: type[Loaded],
+    config: str | None,
+    secrets: str | None,
+    arguments: list[str],
+    program: str,
+) -> Loaded:
+    class Sourced(model):  # type: ignore[valid-type, misc]  # its sources are known only now
         model_config = SettingsConfigDict(toml_file=config, secrets_dir=secrets)
 
-    Loaded.__doc__ = Settings.__doc__
-    return Loaded(
+    Sourced.__doc__ = model.__doc__
+    loaded: Loaded = Sourced(
         _cli_parse_args=arguments,
         _cli_prog_name=program,
         _cli_kebab_case=True,
@@ -266,3 +291,4 @@ def _from(config: str | None, secrets: str | None, arguments: list[str], program
         _cli_avoid_json=True,
         _cli_exit_on_error=False,
     )
+    return loaded

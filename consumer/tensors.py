@@ -59,7 +59,7 @@ def write(tensors: Sequence[npt.NDArray[Any]], metadata: Mapping[str, str]) -> b
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)
-    data = (little[i].reshape(-1).view(np.uint8) for i in order)
+    data = [little[i].reshape(-1).view(np.uint8).data for i in order]
     body = b"".join((len(text).to_bytes(_LENGTH_BYTES, "little"), text, *data))
     read(body)
     return body

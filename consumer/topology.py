@@ -10,6 +10,8 @@ from pika.channel import Channel
 from consumer.events import events_exchange
 from consumer.settings import Settings
 
+_MOST_LOOKS = 1_000_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
@@ -53,7 +55,9 @@ def topology(settings: Settings) -> Topology:
     prefix = settings.topology_prefix
     tiles = Exchange(prefix, "topic")
     parking = Exchange(f"{prefix}.parking", "topic")
-    parked = Queue(f"{prefix}.parked", {"x-queue-type": "quorum"})
+    # RabbitMQ 4 drops after 20 deliveries what has no limit of its own: each look is one.
+    looks = {"x-delivery-limit": _MOST_LOOKS}
+    parked = Queue(f"{prefix}.parked", {"x-queue-type": "quorum", **looks})
     partition = Queue(
         f"{prefix}.00",
         {

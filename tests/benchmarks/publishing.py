@@ -26,7 +26,8 @@ from consumer.settings import Settings
 from consumer.testing import BrokerMissing, RabbitMQ
 from consumer.topology import topology
 
-ARRAY = {"store": "bench/out.zarr", "array": "x", "axes": "CYX", "shape": [1, 65536, 65536]}
+EXTENT = 65536
+ARRAY = {"store": "bench/out.zarr", "array": "x", "axes": "CYX", "shape": [1, EXTENT, EXTENT]}
 SIDE = 256
 LEAST = 0.8
 
@@ -107,7 +108,7 @@ def published(host: str, tile: npt.NDArray[Any], places: Sequence[tuple[int, int
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; return 1 where the publisher is slower than it must be."""
     options = _options(arguments)
-    columns = ARRAY["shape"][1] // SIDE  # type: ignore[index]  # a list of int
+    columns = EXTENT // SIDE
     places = [divmod(i, columns) for i in range(options.tiles)]
     corners = [(row * SIDE, column * SIDE) for row, column in places]
     tile = np.random.default_rng(0).random((1, SIDE, SIDE), np.float32)

@@ -12,9 +12,9 @@ import pytest
 import zarr
 
 from conftest import MakeConsumer
+from consumer.contract import MESSAGE_TYPE
 from consumer.errors import NotCompleted, PublishError, QueueFull, Unroutable
 from consumer.events import ArrayCompleted
-from consumer.message import MESSAGE_TYPE
 from consumer.publisher import TilePublisher
 from consumer.tensors import read
 from consumer.testing import RabbitMQ, free_port
@@ -44,7 +44,11 @@ def declare(channel: Channel, **arguments: Any) -> str:
 
 def publisher(channel: Channel, host: str = "", **options: Any) -> TilePublisher:
     """Return a publisher to the test's exchange."""
-    wanted = {"topology_prefix": channel.prefix, "batch_bytes": 0, "timeout_s": 20.0} | options
+    wanted: dict[str, Any] = {
+        "topology_prefix": channel.prefix,
+        "batch_bytes": 0,
+        "timeout_s": 20.0,
+    } | options
     return TilePublisher(host or channel.broker.host, **wanted)
 
 
@@ -185,13 +189,15 @@ def test_a_full_queue_that_empties_takes_the_rest(producer: Channel) -> None:
     limits = {"x-max-length": 50, "x-overflow": "reject-publish"}
     queue, wanted = declare(producer, **limits), corners(500)
     found: list[tuple[Any, bytes]] = []
+
+    def all_confirmed(opened: TilePublisher) -> bool:
+        found.extend(producer.drain(queue))
+        return opened.held_bytes == 0
+
     with publisher(producer) as opened:
         for place in wanted:
             opened.publish(ARRAY, TILE, place)
-        wait_until(
-            lambda: bool(found.extend(producer.drain(queue))) or opened.held_bytes == 0,
-            "every tile confirmed",
-        )
+        wait_until(lambda: all_confirmed(opened), "every tile confirmed")
     found += producer.drain(queue)
 
     assert set(places(found)) == set(wanted)
@@ -350,8 +356,8 @@ def test_published_tiles_end_in_the_array(
     image = np.random.default_rng(0).random((1, 300, 200)).astype("float32")
     array = ARRAY | {"shape": [1, 300, 200]}
     with make_consumer(max_message_bytes="64KiB") as consumer:
-        limits = {"max_message_bytes": 64 << 10, "batch_bytes": 32 << 10}
-        with publisher(producer, compress=compress, **limits) as opened:
+        limits: dict[str, Any] = {"max_message_bytes": 64 << 10, "batch_bytes": 32 << 10}
+        with publisher(producer, **limits, compress=compress) as opened:
             opened.publish(array, image[:, :150], (0, 0), crop_coords=[0, 0], crop_size=[140, 200])
             for y in range(140, 300, 10):
                 opened.publish(array, image[:, y : y + 10], (y, 0))
