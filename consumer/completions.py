@@ -40,15 +40,14 @@ class Completions:
         with self._changed:
             self._open.add((store, array, run))
 
-    def wait(self, timeout_s: float) -> None:
+    def wait(self, timeout_s: float, deadline: float) -> None:
         """Return once every array that was published to is complete.
 
         Raises
         ------
         NotCompleted
-            With the arrays that are not, or why nobody can tell.
+            With the arrays that are not by `deadline`, or why nobody can tell.
         """
-        deadline = time.monotonic() + timeout_s
         with self._changed:
             while self._open:
                 left = deadline - time.monotonic()

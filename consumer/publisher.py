@@ -231,7 +231,7 @@ class TilePublisher:
             raise ValueError("wait_completed needs TilePublisher(…, completions=True)")
         deadline = time.monotonic() + timeout_s
         self.flush(timeout_s)
-        state.completions.wait(max(0.0, deadline - time.monotonic()))
+        state.completions.wait(timeout_s, deadline)
 
     def close(self) -> None:
         """Wait until every tile is confirmed, and end the connection, whatever comes of it.

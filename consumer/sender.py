@@ -6,6 +6,7 @@ when a connection is lost, refused or returned is sent again: at least once.
 """
 
 import logging
+import re
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -241,14 +242,15 @@ class Sender:
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method
         for number in self._settled(method.delivery_tag, multiple=method.multiple):
-            message = self._unconfirmed.pop(number)
-            self._sent_bytes -= message.nbytes
+            message = self._unconfirmed[number]
             if message.returned:
                 self._again(message, no_queue(self._endpoint, message.encoded.routing_key))
             elif isinstance(method, pika.spec.Basic.Nack):
                 self._again(message, queue_full(self._endpoint, message.encoded.routing_key))
             else:
                 self._confirmed(message)
+            del self._unconfirmed[number]
+            self._sent_bytes -= message.nbytes
         self._advance()
 
     def _settled(self, tag: int, *, multiple: bool) -> list[int]:
@@ -290,12 +292,13 @@ def why_not_connected(endpoint: Endpoint, cause: BaseException) -> PublishError:
     """Return what to tell of a connection that was refused or lost."""
     where = f"RabbitMQ at {_hosts(endpoint)}"
     user = "the user of username_file" if endpoint.username_file else f"user {endpoint.username!r}"
-    if _is(cause, 403, exceptions.ProbableAuthenticationError, exceptions.AuthenticationError):
+    code = _reply_code(cause)
+    if code == 403 or isinstance(cause, exceptions.AuthenticationError):
         return AccessRefused(
             f"{where} refuses {user}; check username and password (guest may connect from the "
             "broker's own host only)"
         )
-    if _is(cause, 530, exceptions.ProbableAccessDeniedError):
+    if code == 530:
         return AccessRefused(
             f"{where} has no virtual host {endpoint.virtual_host!r} for {user}; check "
             "virtual_host and the user's permissions"
@@ -305,8 +308,14 @@ def why_not_connected(endpoint: Endpoint, cause: BaseException) -> PublishError:
     )
 
 
-def _is(cause: BaseException, code: int, *kinds: type[BaseException]) -> bool:
-    return isinstance(cause, kinds) or getattr(cause, "reply_code", None) == code
+def _reply_code(cause: BaseException) -> int | None:
+    """Return AMQP's code with which the broker refused, if it did.
+
+    pika guesses at a wrong password from any connection that is lost in the handshake; what the
+    broker said is in the text of its guess.
+    """
+    said = re.search(r"ConnectionClosedByBroker: \((\d+)\)", str(cause))
+    return int(said[1]) if said else getattr(cause, "reply_code", None)
 
 
 def _words(cause: BaseException) -> str:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ OUTSIDE = OutOfBounds("tile 0: stitch_coords [9, 9] leave the array")
 
 
 @pytest.fixture
-def parking(producer: Channel) -> Iterator[Channel]:
+def parking(producer: Channel) -> Channel:
     """The producer's channel, with the consumer's exchanges and queues."""
     wanted = topology(Settings(output_root=Path(), topology_prefix=producer.prefix))
     for exchange in (wanted.tiles, wanted.parking, wanted.events):
