@@ -132,6 +132,7 @@ class ParkingQueue:
         self._name = f"{endpoint.topology_prefix}.parked"
         self._connection: Any = None
         self._channel: Any = None
+        self._left: Iterator[ParkedMessage] = iter(())
 
     def __enter__(self) -> Self:
         configs = [parameters(self._endpoint, h, "parked") for h in self._endpoint.hosts]
@@ -149,24 +150,25 @@ class ParkingQueue:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close, which puts back what was not settled, in order."""
+        """Close, which puts back what was not settled."""
+        with contextlib.suppress(AMQPError, PublishError):
+            # A quorum queue puts what comes back behind what came back before: only where all of
+            # it is taken is the order kept.
+            for _ in self._left:
+                pass
         with contextlib.suppress(AMQPError):
             self._connection.close()
 
     def messages(self) -> Iterator[ParkedMessage]:
-        """Yield what is in the queue now, oldest first; what is parked meanwhile is not.
+        """Return what is in the queue now, oldest first; what is parked meanwhile is not.
 
         Raises
         ------
         PublishError
             Where there is no such queue, or the connection was lost.
         """
-        for _ in range(self._count()):
-            with self._translated():
-                method, properties, body = self._channel.basic_get(self._name)
-            if method is None:
-                return
-            yield ParkedMessage(method.delivery_tag, _text(method.routing_key), properties, body)
+        self._left = self._taken(self._count())
+        return self._left
 
     def replay(self, message: ParkedMessage) -> None:
         """Publish a message as it was; take it out of the queue once that is confirmed.
@@ -190,6 +192,14 @@ class ParkingQueue:
         """Take a message out of the queue."""
         with self._translated():
             self._channel.basic_ack(message.tag)
+
+    def _taken(self, count: int) -> Iterator[ParkedMessage]:
+        for _ in range(count):
+            with self._translated():
+                method, properties, body = self._channel.basic_get(self._name)
+            if method is None:
+                return
+            yield ParkedMessage(method.delivery_tag, _text(method.routing_key), properties, body)
 
     def _count(self) -> int:
         with self._translated():

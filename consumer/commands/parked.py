@@ -7,28 +7,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from consumer import settings
+from consumer.commands import access
 from consumer.commands.display import show_record, show_table
 from consumer.commands.export import export
 from consumer.errors import UnusableSettings
 from consumer.parked import ParkedMessage, ParkingQueue
 
 _COLUMNS = ("id", "reason", "store", "array", "bytes", "parked", "detail")
-_CONNECTION = (
-    "RabbitMQ is found as by consumer run: TILES_HOSTS, TILES_USERNAME, TILES_PASSWORD_FILE and so "
-    "on in the environment, or --hosts, --username, … here."
-)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Do what is asked for; return the exit code."""
-    options, rest = _parser().parse_known_args(arguments)
+    options = _parser().parse_args(arguments)
     if options.act is _drop and not (options.yes or options.dry_run):
         raise UnusableSettings(
             "dropping cannot be undone: add --yes, or --dry-run to see what it is"
         )
-    access = settings.load_access(rest, f"consumer parked {options.name}")
-    with ParkingQueue(access) as queue:
+    with ParkingQueue(access.load(options, f"consumer parked {options.name}")) as queue:
         return int(options.act(queue, _wanted(queue, options), options))
 
 
@@ -156,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         "consumer parked",
         description="Messages that can never be written wait in the parking queue. Look at them, "
         "publish them again, or drop them.",
-        epilog=f"{_CONNECTION}\n\nexamples:\n  consumer parked list --reason run_conflict\n"
+        epilog="examples:\n  consumer parked list --reason run_conflict\n"
         "  consumer parked replay --store plate7/d_output.zarr --limit 1",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -189,7 +184,8 @@ def _command(commands: Any, name: str, act: Any, purpose: str, example: str) -> 
         name,
         help=purpose,
         description=f"{purpose[0].upper()}{purpose[1:]}.",
-        epilog=f"{_CONNECTION}\n\nexample:\n  consumer parked {name} {example}",
+        usage=f"consumer parked {name} [ID ...] [OPTIONS]",
+        epilog=f"example:\n  consumer parked {name} {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -207,4 +203,5 @@ def _command(commands: Any, name: str, act: Any, purpose: str, example: str) -> 
     parser.add_argument(
         "--limit", type=int, default=-1, metavar="N", help="at most so many; default: all"
     )
+    access.add_options(parser)
     return parser

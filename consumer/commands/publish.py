@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from consumer import settings
+from consumer.commands import access
 from consumer.commands.display import progress
 from consumer.commands.images import Image, open_image
 from consumer.errors import UnusableSettings
@@ -29,14 +29,14 @@ class _Tile:
 
 def main(arguments: Sequence[str]) -> int:
     """Publish an image; return the exit code."""
-    options, rest = _parser().parse_known_args(arguments)
-    access = settings.load_access(rest, "consumer publish")
+    options = _parser().parse_args(arguments)
+    broker = access.load(options, "consumer publish")
     image = open_image(options.image, options.axes)
     tiles = list(_tiles(image, options))
     array = _array(image, options)
     began = time.monotonic()
     with TilePublisher(
-        access,
+        broker,
         timeout_s=options.timeout_s,
         compress=options.compress,
         max_message_bytes=options.max_message_bytes,
@@ -119,8 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "consumer publish",
         description="Publish an image tile by tile, each until RabbitMQ has confirmed it.",
-        epilog="RabbitMQ is found as by consumer run: TILES_HOSTS and so on, or --hosts, …\n\n"
-        "example:\n  consumer publish d.zarr/g1/img --store trial/d.zarr --tile 256 --overlap 48",
+        epilog="example:\n"
+        "  consumer publish d.zarr/g1/img --store trial/d.zarr --tile 256 --overlap 48",
+        usage="consumer publish IMAGE --store STORE [OPTIONS]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -148,4 +149,5 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout-s", type=float, default=60.0, metavar="S",
         help="longest wait in which nothing is confirmed, seconds (60)",
     )  # fmt: skip
+    access.add_options(parser)
     return parser

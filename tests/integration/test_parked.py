@@ -1,5 +1,6 @@
 """Parked messages: listed, shown, published again, exported and dropped, whatever interrupts it."""
 
+import functools
 import json
 import os
 import signal
@@ -93,6 +94,14 @@ def listed(channel: Channel, *arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def take(channel: Channel) -> tuple[Any, bytes]:
+    """Take the first message of the partition queue."""
+    found = channel.channel.consume(tiles_queue(channel), auto_ack=True, inactivity_timeout=60)
+    _, properties, body = next(found)
+    channel.channel.cancel()
+    return properties, body
+
+
 def parked_queue(channel: Channel) -> str:
     """Return the name of the parking queue."""
     return f"{channel.prefix}.parked"
@@ -178,16 +187,19 @@ def test_a_body_that_nobody_can_read_is_shown_all_the_same(parking: Channel) -> 
 
 def test_what_the_broker_dead_lettered_is_listed_with_its_reason(parking: Channel) -> None:
     parking.publish(message(0))
-    method, _, _ = parking.channel.basic_get(tiles_queue(parking))
-    parking.channel.basic_reject(method.delivery_tag, requeue=False)
+    for method, _, _ in parking.channel.consume(tiles_queue(parking), inactivity_timeout=60):
+        parking.channel.basic_reject(method.delivery_tag, requeue=False)
+        break
+    parking.channel.cancel()
     wait_until(lambda: parking.depth(parked_queue(parking)) == 1, "the dead-lettered message")
 
     (row,) = listed(parking)
     assert (row["reason"], row["store"], row["array"]) == ("rejected", "p/a.zarr", "x")
     assert row["id"].startswith("body-")
     assert run(parking, "replay", row["id"]).returncode == 0
-    (properties, body), *rest = parking.drain(tiles_queue(parking))
-    assert (rest, body, set(properties.headers)) == ([], message(0).body, {"crc32c"})
+    properties, body = take(parking)
+    assert body == message(0).body
+    assert set(properties.headers) - {"x-delivery-count"} == {"crc32c"}
 
 
 def test_what_is_replayed_is_what_was_published(parking: Channel) -> None:
@@ -197,7 +209,7 @@ def test_what_is_replayed_is_what_was_published(parking: Channel) -> None:
     done = run(parking, "replay")
 
     assert (done.returncode, done.stderr) == (0, "replayed 1 messages\n")
-    ((properties, body),) = parking.drain(tiles_queue(parking))
+    properties, body = take(parking)
     assert body == encoded.body
     assert (properties.type, properties.app_id, properties.message_id, properties.headers) == (
         "tiles.v1", "unet", "m1", encoded.properties["headers"],
@@ -279,10 +291,10 @@ def test_1_000_parked_tiles_are_all_written_though_replay_is_killed_twice(
     for number in range(1000):
         park(parking, message(number))
     for least in (300, 600):
-        process = subprocess.Popen(command(parking, "replay"), stderr=subprocess.DEVNULL)
-        wait_until(lambda: parking.depth(tiles_queue(parking)) >= least, f"{least} replayed")  # noqa: B023
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with subprocess.Popen(command(parking, "replay"), stderr=subprocess.DEVNULL) as process:
+            depth = functools.partial(parking.depth, tiles_queue(parking))
+            wait_until(lambda: depth() >= least, f"{least} replayed")  # noqa: B023
+            process.send_signal(signal.SIGKILL)
         queues = parked_queue(parking), tiles_queue(parking)
         wait_until(lambda: sum(map(parking.depth, queues)) >= 1000, "what was taken put back")  # noqa: B023
 
