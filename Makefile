@@ -3,10 +3,10 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-full test-node contract bench bench-quick bench-stages lint requirements clean
+.PHONY: help demo test test-full test-node contract bench bench-quick bench-stages bench-publishing lint requirements clean
 
 help: ## List these commands.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Run the demo with a RabbitMQ of its own; ARGS="--help" lists its options.
 	@deploy/scripts/setup-python .venv demo $(PYTHON)
@@ -51,6 +51,11 @@ lint: ## Check style and types.
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
+
+bench-publishing: ## Measure the publisher beside a bare pika loop.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	@deploy/scripts/setup-rabbitmq
+	@PYTHONPATH=.:tests .venv/bin/python -m benchmarks.publishing $(ARGS)
 
 requirements: ## Pin anew what the images install.
 	deploy/scripts/compile-requirements $(PYTHON)
