@@ -179,10 +179,10 @@ def test_tiles_survive_connections_cut_again_and_again(producer: Channel, proxy:
         for number, place in enumerate(wanted):
             opened.publish(ARRAY, np.ones((1, 128, 128), "float32"), place)
             if number % 100 == 50:
-                proxy.cut()
+                wait_until(lambda: proxy.cut() > 0, "a connection to cut")
 
     assert set(places(producer.drain(queue))) == set(wanted)
-    assert len(proxy.accepted) >= 3
+    assert len(proxy.accepted) > 6
 
 
 def test_a_full_queue_that_empties_takes_the_rest(producer: Channel) -> None:
