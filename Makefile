@@ -3,10 +3,10 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-full bench bench-quick bench-stages lint requirements clean
+.PHONY: help demo test test-full test-node contract bench bench-quick bench-stages bench-publishing lint requirements clean
 
 help: ## List these commands.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Run the demo with a RabbitMQ of its own; ARGS="--help" lists its options.
 	@deploy/scripts/setup-python .venv demo $(PYTHON)
@@ -21,6 +21,17 @@ test: ## Run all tests, and on Python 3.13, where there is one, those that need 
 
 test-full: export FULL = 1
 test-full: test ## Run all tests at their full size.
+
+test-node: ## Check the contract with Node, and a producer in JavaScript.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	@deploy/scripts/setup-rabbitmq
+	@deploy/scripts/setup-node tests/node
+	TEST_NODE=1 .venv/bin/python -m pytest tests/node
+
+contract: ## Write the documents of the wire contract anew.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	.venv/bin/consumer schema asyncapi > deploy/contract/asyncapi.json
+	.venv/bin/consumer schema json > deploy/contract/tiles.schema.json
 
 bench: ## Measure throughput against other writers; takes about half an hour.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)
@@ -40,6 +51,11 @@ lint: ## Check style and types.
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
+
+bench-publishing: ## Measure the publisher beside a bare pika loop.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	@deploy/scripts/setup-rabbitmq
+	@PYTHONPATH=.:tests .venv/bin/python -m benchmarks.publishing $(ARGS)
 
 requirements: ## Pin anew what the images install.
 	deploy/scripts/compile-requirements $(PYTHON)

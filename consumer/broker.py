@@ -116,7 +116,13 @@ class Broker:
         self._loop = loop
         self._parking = _Parking(loop, settings, topology, metrics)
         self._consuming = Connection(
-            loop, settings, "consume", opened=self._opened, lost=self._lost, metrics=metrics
+            loop,
+            settings,
+            "consume",
+            owner=settings.consumer_name,
+            opened=self._opened,
+            lost=self._lost,
+            failed=lambda _error: metrics.reconnects.labels(connection="consume").inc(),
         )
         self._draining = False
         self._giving_up = False
@@ -331,9 +337,10 @@ class _Parking:
             self.loop,
             self.settings,
             "publish",
+            owner=self.settings.consumer_name,
             opened=self._opened,
             lost=self._lost,
-            metrics=self.metrics,
+            failed=lambda _error: self.metrics.reconnects.labels(connection="publish").inc(),
         )
 
     def publish(self, parked: _Parked) -> None:

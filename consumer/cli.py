@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from consumer import __version__
-from consumer.errors import Fenced, StopError, UnsafePath
 
-_COMMANDS = {
+# Each is a module of its own in `consumer.commands`, and none loads those of the others.
+COMMANDS = {
     "run": "consume tiles until SIGTERM",
     "status": "show how much of each array is written",
     "missing": "list what of an array is not written yet",
     "wait": "wait until an array is complete",
     "reset": "forget what is written of an array",
+    "publish": "publish an image tile by tile",
+    "parked": "list, show, replay, export or drop parked tiles",
+    "schema": "print the wire contract for other languages",
 }
-_LISTED = "\n".join(f"  {name:<10} {what}" for name, what in _COMMANDS.items())
+_LISTED = "\n".join(f"  {name:<10} {purpose}" for name, purpose in COMMANDS.items())
 _HELP = f"""usage: consumer COMMAND [OPTIONS]
 
 Stitches predicted image tiles from RabbitMQ into Zarr.
@@ -27,8 +30,8 @@ options:
   -h, --help     show this help
   --version      show the version
 
-`consumer COMMAND --help` lists the command's settings; each is also an environment
-variable, e.g. TILES_OUTPUT_ROOT, and a key of the TOML file that --config-file names.
+`consumer COMMAND --help` lists the command's settings and options. Each setting is also an
+environment variable, e.g. TILES_OUTPUT_ROOT, and a key of the TOML file that --config-file names.
 
 examples:
   consumer run --output-root /data/predictions --hosts rabbitmq:5672
@@ -39,7 +42,7 @@ EXIT_USAGE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit code: 0 done, 2 unusable settings or arguments."""
+    """Run a command; return the exit code: 0 done, 1 failed, 2 unusable settings or arguments."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in {"-h", "--help"}:
         sys.stdout.write(_HELP)
@@ -47,12 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] == "--version":
         sys.stdout.write(f"consumer {__version__}\n")
         return 0
-    if given[0] not in _COMMANDS:
+    if given[0] not in COMMANDS:
         return _refuse(f"there is no command {given[0]!r}; see consumer --help")
     return _run(given[0], given[1:])
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
+    from consumer.errors import (  # noqa: PLC0415 - quick help
+        ConsumerError,
+        Fenced,
+        StopError,
+        UnsafePath,
+    )
+
     try:
         command = import_module(f"consumer.commands.{name}")
     except ModuleNotFoundError as error:
@@ -63,6 +73,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         return _refuse(str(error))
     except Fenced as error:
         return _refuse(f"{error}; try again", EXIT_FAILED)
+    except ConsumerError as error:
+        return _refuse(str(error), EXIT_FAILED)
     except BrokenPipeError:
         # Who read it has seen enough. Python would complain once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

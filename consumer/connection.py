@@ -1,5 +1,6 @@
 """A connection to RabbitMQ that comes back, and what pika needs to outlive what it receives."""
 
+import contextlib
 import logging
 import random
 import ssl
@@ -16,21 +17,24 @@ from pika.adapters.utils import io_services_utils
 from pika.channel import Channel
 from pika.exceptions import AMQPError, InvalidFrameError
 
+from consumer.endpoint import Endpoint, address
 from consumer.errors import UnusableSettings
-from consumer.metrics import Metrics
-from consumer.settings import Settings, address
 
 RECEIVE_BYTES = 128 << 10
 SEND_BYTES = 64 << 10
+# A call to the system costs as much as copying so much.
+_COPIED_BYTES = 16 << 10
+_FRAME_END = bytes([spec.FRAME_END])
 UNREADABLE_HEADERS = "x-tiles-unreadable-headers"
 
 log = logging.getLogger(__name__)
 
 
 class _InPlace(SelectConnection):  # type: ignore[misc]  # pika is not typed
-    """Joins each body once, from the pieces that it was received in.
+    """Joins a body once, from the pieces that it was received in, and sends one without a copy.
 
     pika collects whole frames and copies what is left after each: every byte of a body five times.
+    Of a body that it sends it makes two copies, and memory that is new to a process costs most.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -63,6 +67,26 @@ class _InPlace(SelectConnection):  # type: ignore[misc]  # pika is not typed
                     return
                 data = data[read:]
 
+    def _send_message(self, channel_number: int, method_frame: Any, content: Any) -> None:
+        properties, body = content
+        if len(body) < _COPIED_BYTES:
+            super()._send_message(channel_number, method_frame, content)
+            return
+        before = frame.Method(channel_number, method_frame).marshal()
+        before += frame.Header(channel_number, len(body), properties).marshal()
+        pieces: list[bytes | memoryview] = []
+        for start in range(0, len(body), self._body_max_length):
+            payload = memoryview(body)[start : start + self._body_max_length]
+            header = struct.pack(">BHL", spec.FRAME_BODY, channel_number, len(payload))
+            pieces += before + header, payload
+            before = _FRAME_END
+        self._output_marshaled_frames([*pieces, _FRAME_END])
+
+    def drop(self) -> None:
+        """Close the socket without a word to the broker."""
+        if not self.is_closed:
+            self._adapter_disconnect_stream()
+
     def _take_piece(self, channel: int, piece: memoryview) -> None:
         pieces = self._pieces.setdefault(channel, [])
         pieces.append(piece)
@@ -90,25 +114,42 @@ class _InPlace(SelectConnection):  # type: ignore[misc]  # pika is not typed
 
 
 class Connection:
-    """A connection that comes back: with backoff and jitter, to any of the hosts."""
+    """A connection that comes back: with backoff and jitter, to any of the hosts.
+
+    Parameters
+    ----------
+    loop : IOLoop
+        The owning thread's; everything here runs on it.
+    owner, purpose : str
+        What the broker lists the connection as.
+    opened : callable
+        Hears of each new channel.
+    lost : callable
+        Hears that the channel is gone.
+    failed : callable
+        Hears why a connection was lost or refused, before it is tried again.
+    """
 
     def __init__(
         self,
         loop: IOLoop,
-        settings: Settings,
+        endpoint: Endpoint,
         purpose: str,
         *,
+        owner: str,
         opened: Callable[[Channel], None],
         lost: Callable[[], None],
-        metrics: Metrics,
+        failed: Callable[[BaseException], None],
     ) -> None:
         self._loop = loop
-        self._settings = settings
+        self._endpoint = endpoint
         self._purpose = purpose
+        self._name = f"{owner} {purpose}"
         self._opened = opened
         self._lost = lost
-        self._metrics = metrics
-        self._connection: SelectConnection | None = None
+        self._failed = failed
+        self._connection: _InPlace | None = None
+        self._attempt: Any = None  # pika's, while it connects
         self._attempts = 0
         self._closing = False
         self._hold: Callable[[], bool] = lambda: False
@@ -123,12 +164,14 @@ class Connection:
         if self._closing:
             return
         if self._hold():
-            self._loop.call_later(self._settings.reconnect_max_s, self.open)
+            self._loop.call_later(self._endpoint.reconnect_max_s, self.open)
             return
         try:
-            hosts = random.sample(self._settings.hosts, len(self._settings.hosts))
-            configs = [_parameters(self._settings, host, self._purpose) for host in hosts]
-            _InPlace.create_connection(configs, self._done, custom_ioloop=self._loop)
+            hosts = random.sample(self._endpoint.hosts, len(self._endpoint.hosts))
+            configs = [parameters(self._endpoint, host, self._name) for host in hosts]
+            self._attempt = _InPlace.create_connection(
+                configs, self._done, custom_ioloop=self._loop
+            )
         except (OSError, ssl.SSLError, ValueError, AMQPError) as error:
             self._later(error)
 
@@ -145,14 +188,24 @@ class Connection:
     def close(self) -> None:
         """Close for good."""
         self._closing = True
+        if self._attempt is not None:
+            # Which pika asserts not to be in the middle of a handshake: that then ends by itself.
+            with contextlib.suppress(AssertionError):
+                self._attempt.abort()
         _close(self._connection)
+
+    def drop(self) -> None:
+        """Close without waiting for the broker, which may not read."""
+        if self._connection is not None:
+            self._connection.drop()
 
     @property
     def closed(self) -> bool:
         """Whether nothing is open any more."""
-        return self._connection is None
+        return self._connection is None and self._attempt is None
 
     def _done(self, result: Any) -> None:
+        self._attempt = None
         if isinstance(result, BaseException):
             self._later(result)
             return
@@ -179,24 +232,27 @@ class Connection:
             self._later(reason)
 
     def _later(self, error: BaseException) -> None:
-        settings = self._settings
-        most = min(settings.reconnect_max_s, settings.reconnect_min_s * 2.0**self._attempts)
+        if self._closing:
+            return
+        cause = cause_of(error)
+        self._failed(cause)
+        waits = self._endpoint
+        most = min(waits.reconnect_max_s, waits.reconnect_min_s * 2.0**self._attempts)
         wait = random.uniform(most / 2, most)  # noqa: S311 - jitter
         self._attempts = min(self._attempts + 1, 16)
-        self._metrics.reconnects.labels(connection=self._purpose).inc()
         log.warning(
             "connection lost or refused; connecting again",
             extra={
                 "purpose": self._purpose,
-                "hosts": settings.hosts,
-                "error": _cause(error),
+                "hosts": waits.hosts,
+                "error": f"{type(cause).__name__}: {cause}",
                 "wait_s": round(wait, 2),
             },
         )
         self._loop.call_later(wait, self.open)
 
 
-def check_credentials(settings: Settings) -> None:
+def check_credentials(endpoint: Endpoint) -> None:
     """Check that files of user, password and certificates can be used.
 
     Raises
@@ -205,8 +261,8 @@ def check_credentials(settings: Settings) -> None:
         With the setting or file at fault.
     """
     try:
-        for host in settings.hosts:
-            _parameters(settings, host, "check")
+        for host in endpoint.hosts:
+            parameters(endpoint, host, "check")
     except (OSError, ssl.SSLError, ValueError) as error:
         raise UnusableSettings(
             "one of username_file, password_file, tls_ca_file, tls_certificate_file and "
@@ -214,28 +270,29 @@ def check_credentials(settings: Settings) -> None:
         ) from error
 
 
-def _parameters(settings: Settings, host: str, purpose: str) -> pika.ConnectionParameters:
-    name, port = address(host)
-    user = _from_file(settings.username_file) or settings.username
-    password = _from_file(settings.password_file) or settings.password.get_secret_value()
+def parameters(endpoint: Endpoint, host: str, name: str) -> pika.ConnectionParameters:
+    """Return pika's parameters for one host; reads the files of user and password."""
+    server, port = address(host)
+    user = _from_file(endpoint.username_file) or endpoint.username
+    password = _from_file(endpoint.password_file) or endpoint.password.get_secret_value()
     return pika.ConnectionParameters(
-        host=name,
-        port=port or (5671 if settings.tls else 5672),
-        virtual_host=settings.virtual_host,
+        host=server,
+        port=port or (5671 if endpoint.tls else 5672),
+        virtual_host=endpoint.virtual_host,
         credentials=pika.PlainCredentials(user, password),
-        heartbeat=settings.heartbeat_s,
-        ssl_options=_tls(settings, name),
-        client_properties={"connection_name": f"{settings.consumer_name} {purpose}"},
+        heartbeat=endpoint.heartbeat_s,
+        ssl_options=_tls(endpoint, server),
+        client_properties={"connection_name": name},
     )
 
 
-def _tls(settings: Settings, server: str) -> pika.SSLOptions | None:
-    if not settings.tls:
+def _tls(endpoint: Endpoint, server: str) -> pika.SSLOptions | None:
+    if not endpoint.tls:
         return None
-    cafile = str(settings.tls_ca_file) if settings.tls_ca_file else None
+    cafile = str(endpoint.tls_ca_file) if endpoint.tls_ca_file else None
     context = ssl.create_default_context(cafile=cafile)
-    if settings.tls_certificate_file and settings.tls_key_file:
-        context.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file)
+    if endpoint.tls_certificate_file and endpoint.tls_key_file:
+        context.load_cert_chain(endpoint.tls_certificate_file, endpoint.tls_key_file)
     return pika.SSLOptions(context, server)
 
 
@@ -314,9 +371,9 @@ def _with_floats(encode: Callable[[list[bytes], Any], int]) -> Callable[[list[by
     return encode_value
 
 
-def _cause(error: BaseException) -> str:
+def cause_of(error: BaseException) -> BaseException:
     """Return what is behind pika's summary of several attempts."""
     attempts = getattr(error, "exceptions", None)
     cause = attempts[-1] if attempts else error
-    inner = getattr(cause, "exception", None) or cause
-    return f"{type(inner).__name__}: {inner}"
+    inner = getattr(cause, "exception", None)
+    return inner if isinstance(inner, BaseException) else cause

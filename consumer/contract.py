@@ -6,6 +6,7 @@ bad tile fails in the producer with the words that the consumer would park it wi
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -35,6 +36,7 @@ MAX_ATTRIBUTES_BYTES = 16 * 1024
 MAX_ARRAY_VOXELS = 1 << 50
 _MAX_SIZE = (1 << 63) - 1
 _MAX_TEXT = 1024
+_AXES_PATTERN = r"^S?T?C?Z?YX$"
 
 DType = Literal[
     "bool",
@@ -67,6 +69,13 @@ def _finite(value: Scalar) -> Scalar:
     return value
 
 
+def _axes(axes: str) -> str:
+    if re.fullmatch(_AXES_PATTERN.strip("^$"), axes) is None:
+        raise ValueError(f"must be some of {AXES} in that order, always with YX")
+    return axes
+
+
+_Axes = Annotated[str, AfterValidator(_axes), Field(json_schema_extra={"pattern": _AXES_PATTERN})]
 _Fill = Annotated[Scalar, AfterValidator(_finite)]
 
 
@@ -183,7 +192,7 @@ class ArrayEntry(_Model):
 
     store: Annotated[str, AfterValidator(check_store_key)]
     array: Annotated[str, AfterValidator(check_array_path)]
-    axes: Annotated[str, Field(pattern=r"^S?T?C?Z?YX$")]
+    axes: _Axes
     shape: tuple[_Size, ...]
     dtype: DType | None = None
     chunks: tuple[_Size, ...] | None = None

@@ -24,10 +24,18 @@
     │   └── Fenced
     ├── ReconnectError         reconnect: the channel and its tags are gone
     │   └── BrokerLost
-    └── StopError              stop: exit code 2 with one line that says what to change
-        ├── UnusableSettings
-        ├── UnusableRoot
-        └── WriterLost
+    ├── StopError              stop: exit code 2 with one line that says what to change
+    │   ├── UnusableSettings
+    │   ├── UnusableRoot
+    │   └── WriterLost
+    └── PublishError           raise: told to the producer; its tiles are kept and tried again
+        ├── BrokerUnreachable
+        ├── AccessRefused
+        ├── Unroutable
+        ├── QueueFull
+        ├── BrokerBlocked
+        ├── Unconfirmed
+        └── NotCompleted
 
 Errors of the operating system are translated here and nowhere else; those of pika in the
 modules that import pika, those of zarr in the modules that import zarr.
@@ -48,6 +56,7 @@ class Disposition(StrEnum):
     RETRY = "retry"
     RECONNECT = "reconnect"
     STOP = "stop"
+    RAISE = "raise"
 
 
 class ConsumerError(Exception):
@@ -197,6 +206,40 @@ class UnusableRoot(StopError):
 
 class WriterLost(StopError):
     """The writer process ended on its own."""
+
+
+class PublishError(ConsumerError):
+    """Tiles cannot be published now. Those that were taken are kept and tried again."""
+
+    disposition = Disposition.RAISE
+
+
+class BrokerUnreachable(PublishError):
+    """There is no connection to RabbitMQ."""
+
+
+class AccessRefused(PublishError):
+    """RabbitMQ refuses this user, this virtual host or what the user asks for."""
+
+
+class Unroutable(PublishError):
+    """There is no exchange, or no queue behind it, that takes the message."""
+
+
+class QueueFull(PublishError):
+    """The queue refuses more."""
+
+
+class BrokerBlocked(PublishError):
+    """RabbitMQ takes nothing from publishers: it is short of memory or disk."""
+
+
+class Unconfirmed(PublishError):
+    """RabbitMQ does not confirm, or closes the channel for what it is sent."""
+
+
+class NotCompleted(PublishError):
+    """Arrays are not complete, or nobody can tell."""
 
 
 def _one_short_line(text: str) -> str:

@@ -151,10 +151,25 @@ def encode(
         As the consumer would park it with.
     """
     entry = build(fields)
+    _tiles(entry, arrays)
     text = entry.model_dump_json(exclude_defaults=True)
+    return assemble(
+        entry.store, text, arrays, compress=compress, checksum=checksum, max_bytes=max_bytes
+    )
+
+
+def assemble(
+    store: str,
+    text: str,
+    arrays: Sequence[npt.NDArray[Any]],
+    *,
+    compress: bool,
+    checksum: bool,
+    max_bytes: int,
+) -> Encoded:
+    """Return the message of tiles that were checked before; `text` is their JSON."""
     body = tensors.write(arrays, {_METADATA_KEY: text})
     _check_size(body, max_bytes)
-    _tiles(entry, arrays)
     if compress:
         body = zstandard.ZstdCompressor().compress(body)
         _check_size(body, max_bytes)
@@ -166,7 +181,7 @@ def encode(
         "delivery_mode": 2,
         "headers": headers,
     }
-    return Encoded(entry.store, body, properties)
+    return Encoded(store, body, properties)
 
 
 def decode(envelope: Envelope, body: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Message:
@@ -190,7 +205,7 @@ def decode(envelope: Envelope, body: bytes, *, max_bytes: int = MAX_MESSAGE_BYTE
     _check_size(body, max_bytes)
     _check_checksum(envelope.headers, body)
     if envelope.content_encoding == CONTENT_ENCODING:
-        body = _decompressed(body, max_bytes)
+        body = decompressed(body, max_bytes)
     arrays, metadata = tensors.read(body)
     if _METADATA_KEY not in metadata:
         raise InvalidMessage(f"the metadata lacks {_METADATA_KEY!r}; it has {sorted(metadata)[:8]}")
@@ -200,6 +215,33 @@ def decode(envelope: Envelope, body: bytes, *, max_bytes: int = MAX_MESSAGE_BYTE
             f"the routing key {envelope.routing_key!r} is not the store key {entry.store!r}"
         )
     return Message(entry, _tiles(entry, arrays), len(body))
+
+
+def metadata(body: bytes, content_encoding: str | None, *, max_bytes: int) -> str:
+    """Return the JSON that a body says of its tiles, unchecked.
+
+    Raises
+    ------
+    ParkError
+        Where the body does not hold together that far.
+    """
+    if content_encoding == CONTENT_ENCODING:
+        body = decompressed(body, max_bytes)
+    found = tensors.read(body)[1]
+    if _METADATA_KEY not in found:
+        raise InvalidMessage(f"the metadata lacks {_METADATA_KEY!r}; it has {sorted(found)[:8]}")
+    return found[_METADATA_KEY]
+
+
+def check(entry: TilesEntry, arrays: Sequence[npt.NDArray[Any]]) -> None:
+    """Check the tiles of one message, C(Z)YX, as `encode` and `decode` do.
+
+    Raises
+    ------
+    ParkError
+        With the index of the first tile that fails.
+    """
+    _tiles(entry, arrays)
 
 
 def check_kinds(kinds: Sequence[Kind], dtype: np.dtype[Any]) -> None:
@@ -261,7 +303,14 @@ def _check_checksum(headers: Mapping[str, Any], body: bytes) -> None:
         raise ChecksumMismatch(f"header crc32c {given:#010x}, the body's {found:#010x}")
 
 
-def _decompressed(body: bytes, max_bytes: int) -> bytes:
+def decompressed(body: bytes, max_bytes: int) -> bytes:
+    """Return what a zstd frame holds.
+
+    Raises
+    ------
+    ParkError
+        Where it is not exactly one frame, or holds more than `max_bytes`.
+    """
     try:
         size = zstandard.get_frame_parameters(body).content_size
         if size == zstandard.CONTENTSIZE_UNKNOWN:

@@ -11,12 +11,11 @@ import tempfile
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -25,70 +24,58 @@ from pydantic_settings import (
 
 from consumer.budget import BODY_SHARE
 from consumer.contract import reason_of
+from consumer.endpoint import SECRET, Endpoint, Seconds
 from consumer.errors import UnusableSettings
 from consumer.message import MAX_MESSAGE_BYTES
 
 ENV_PREFIX = "TILES_"
 # Half of the bodies' share takes the largest body, the other half its decompressed form.
 _MESSAGE_SHARE = 2 * BODY_SHARE
-_SECRET = ("password", "hosts")
-_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%\w+)?)\]|([A-Za-z0-9._-]+))(?::([0-9]{1,5}))?")
 
 # A consumer tag has at most 255 bytes; ours ends in nine of its own.
 _MAX_NAME_BYTES = 128
 
-Seconds = Annotated[float, Field(gt=0, le=7 * 86400, allow_inf_nan=False)]
+
+Loaded = TypeVar("Loaded", bound="Access")
 
 
-class Settings(BaseSettings):
-    """All settings of `consumer run`."""
+class Access(Endpoint, BaseSettings):
+    """How to reach RabbitMQ: what the commands beside `consumer run` need of the settings."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True
+        env_prefix=ENV_PREFIX,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        enable_decoding=False,  # hosts are separated by commas
     )
 
-    output_root: Path = Field(description="Folder below which all stores are written.")
     config_file: Path | None = Field(None, description="TOML file with any of these settings.")
     secrets_folder: Path | None = Field(
         None, description="Folder with one file for each secret, named like tiles_password."
     )
 
-    hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("localhost:5672",),
-        min_length=1,
-        description="RabbitMQ nodes, host[:port], separated by commas; tried in random order.",
-    )
-    virtual_host: str = Field("/", description="RabbitMQ virtual host.")
-    username: str = Field("guest", description="RabbitMQ user.")
-    password: SecretStr = Field(SecretStr("guest"), description="RabbitMQ password.")
-    username_file: Path | None = Field(
-        None, description="File with the user, read at each connect; wins over username."
-    )
-    password_file: Path | None = Field(
-        None, description="File with the password, read at each connect; wins over password."
-    )
-    tls: bool = Field(False, description="Connect with TLS.")
-    tls_ca_file: Path | None = Field(
-        None, description="PEM file of the certificate authorities to trust; default: the system's."
-    )
-    tls_certificate_file: Path | None = Field(
-        None, description="PEM file of the client certificate."
-    )
-    tls_key_file: Path | None = Field(None, description="PEM file of the client certificate's key.")
-    heartbeat_s: int = Field(60, ge=1, le=3600, description="AMQP heartbeat, seconds.")
-    reconnect_min_s: Seconds = Field(
-        0.5, description="First wait before connecting again, seconds; doubles."
-    )
-    reconnect_max_s: Seconds = Field(
-        30.0, description="Longest wait before connecting again, seconds."
-    )
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings' signature
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Add the TOML file, last."""
+        toml = TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, file_secret_settings, toml
 
-    topology_prefix: str = Field(
-        "tiles",
-        max_length=64,
-        pattern=r"^[A-Za-z0-9._-]+$",
-        description="First part of exchange and queue names.",
-    )
+
+class Settings(Access):
+    """All settings of `consumer run`."""
+
+    model_config = SettingsConfigDict(extra="forbid")
+
+    output_root: Path = Field(description="Folder below which all stores are written.")
+
     declare_topology: bool = Field(
         True, description="Declare exchanges and queues; false: only check that they are there."
     )
@@ -175,43 +162,12 @@ class Settings(BaseSettings):
         description="Name of this replica in consumer tags and parked messages; default: the host.",
     )
 
-    @field_validator("hosts", mode="before")
-    @classmethod
-    def _hosts_are_listed(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-
-    @field_validator("hosts")
-    @classmethod
-    def _hosts_have_ports(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
-        for host in hosts:
-            address(host)
-        return hosts
-
-    @field_validator("topology_prefix")
-    @classmethod
-    def _prefix_is_free(cls, prefix: str) -> str:
-        if prefix.partition(".")[0] == "amq":
-            raise ValueError("RabbitMQ keeps names that start with amq. to itself")
-        return prefix
-
     @field_validator("output_root", "scratch_folder", mode="before")
     @classmethod
     def _folders_are_named(cls, value: Any) -> Any:
         if value == "":
             raise ValueError("is empty; name a folder")
         return value
-
-    @field_validator(
-        "username_file",
-        "password_file",
-        "tls_ca_file",
-        "tls_certificate_file",
-        "tls_key_file",
-        mode="before",
-    )
-    @classmethod
-    def _empty_means_none(cls, value: Any) -> Any:
-        return None if value == "" else value
 
     @field_validator("consumer_name")
     @classmethod
@@ -249,13 +205,7 @@ class Settings(BaseSettings):
                 f"{self.memory_budget_bytes} plus scratch_bytes {self.scratch_bytes}; lower the "
                 "first two or raise the last two"
             )
-        if self.reconnect_min_s > self.reconnect_max_s:
-            raise ValueError(
-                f"reconnect_min_s {self.reconnect_min_s:g} is above reconnect_max_s "
-                f"{self.reconnect_max_s:g}"
-            )
         self._check_modes()
-        self._check_tls()
         return self
 
     def _check_modes(self) -> None:
@@ -264,53 +214,33 @@ class Settings(BaseSettings):
             if mode & needed != needed:
                 raise ValueError(f"{name} 0{mode:03o} must let the owner in: at least 0{needed:o}")
 
-    def _check_tls(self) -> None:
-        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
-            raise ValueError("tls_certificate_file and tls_key_file go together")
-        if not self.tls and (self.tls_ca_file or self.tls_certificate_file):
-            raise ValueError("tls_ca_file and tls_certificate_file need tls = true")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings' signature
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Add the TOML file, last."""
-        toml = TomlConfigSettingsSource(settings_cls)
-        return init_settings, env_settings, file_secret_settings, toml
-
-
-def address(host: str) -> tuple[str, int | None]:
-    """Return the name and port of `host[:port]`; an IPv6 address stands in brackets."""
-    found = _ADDRESS.fullmatch(host)
-    port = int(found[3]) if found and found[3] else None
-    if found is None or (port is not None and not 1 <= port <= 65535):
-        # What stands before an @ is a user and a password.
-        raise ValueError(f"{host.rpartition('@')[2]!r} is not host or host:port")
-    return found[1] or found[2], port
-
 
 def load(arguments: Sequence[str], program: str = "consumer run") -> Settings:
-    """Return the settings from flags, environment, secrets folder and file.
+    """Return all settings from flags, environment, secrets folder and file.
 
     Raises
     ------
     UnusableSettings
         With one line that names the setting and what would be right.
     """
+    return _load(Settings, arguments, program)
+
+
+def load_access(arguments: Sequence[str], program: str) -> Access:
+    """Return the settings that reach RabbitMQ; raises as `load` does."""
+    return _load(Access, arguments, program)
+
+
+def _load(model: type[Loaded], arguments: Sequence[str], program: str) -> Loaded:
     found = _sources(arguments, program)
     if found.config_file and not Path(found.config_file).is_file():
         raise UnusableSettings(f"config_file: there is no file {found.config_file}")
     if found.secrets_folder and not Path(found.secrets_folder).is_dir():
         raise UnusableSettings(f"secrets_folder: there is no folder {found.secrets_folder}")
     try:
-        settings = _from(found.config_file, found.secrets_folder, list(arguments), program)
+        settings = _from(model, found.config_file, found.secrets_folder, list(arguments), program)
     except ValidationError as error:
-        reason = reason_of(error, secret=_SECRET)
+        reason = reason_of(error, secret=SECRET)
         raise UnusableSettings(f"{reason}; see {program} --help") from None
     except tomllib.TOMLDecodeError as error:
         raise UnusableSettings(f"config_file {found.config_file} is not TOML: {error}") from None
@@ -341,12 +271,18 @@ def _without_values(error: str) -> str:
     return f"{what}{unknown}{' '.join(flags) or given}"
 
 
-def _from(config: str | None, secrets: str | None, arguments: list[str], program: str) -> Settings:
-    class Loaded(Settings):
+def _from(
+    model: type[Loaded],
+    config: str | None,
+    secrets: str | None,
+    arguments: list[str],
+    program: str,
+) -> Loaded:
+    class Sourced(model):  # type: ignore[valid-type, misc]  # its sources are known only now
         model_config = SettingsConfigDict(toml_file=config, secrets_dir=secrets)
 
-    Loaded.__doc__ = Settings.__doc__
-    return Loaded(
+    Sourced.__doc__ = model.__doc__
+    loaded: Loaded = Sourced(
         _cli_parse_args=arguments,
         _cli_prog_name=program,
         _cli_kebab_case=True,
@@ -355,3 +291,4 @@ def _from(config: str | None, secrets: str | None, arguments: list[str], program
         _cli_avoid_json=True,
         _cli_exit_on_error=False,
     )
+    return loaded

@@ -7,7 +7,10 @@ from typing import Any
 
 from pika.channel import Channel
 
+from consumer.events import events_exchange
 from consumer.settings import Settings
+
+_MOST_LOOKS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,9 @@ def topology(settings: Settings) -> Topology:
     prefix = settings.topology_prefix
     tiles = Exchange(prefix, "topic")
     parking = Exchange(f"{prefix}.parking", "topic")
-    parked = Queue(f"{prefix}.parked", {"x-queue-type": "quorum"})
+    # RabbitMQ 4 drops after 20 deliveries what has no limit of its own: each look is one.
+    looks = {"x-delivery-limit": _MOST_LOOKS}
+    parked = Queue(f"{prefix}.parked", {"x-queue-type": "quorum", **looks})
     partition = Queue(
         f"{prefix}.00",
         {
@@ -69,7 +74,7 @@ def topology(settings: Settings) -> Topology:
     return Topology(
         tiles=tiles,
         parking=parking,
-        events=Exchange(f"{prefix}.events", "topic"),
+        events=Exchange(events_exchange(prefix), "topic"),
         partition=partition,
         parked=parked,
         bindings=(

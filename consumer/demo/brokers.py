@@ -12,7 +12,7 @@ import pika
 from pika.exceptions import AMQPConnectionError, AMQPError
 
 from consumer.demo.processes import DemoError
-from consumer.settings import address
+from consumer.endpoint import address
 from consumer.testing import BrokerMissing, RabbitMQ
 
 ACCESS = ("TILES_USERNAME", "TILES_PASSWORD", "TILES_VIRTUAL_HOST")

@@ -20,6 +20,7 @@ from skimage.restoration import denoise_tv_chambolle
 from consumer.demo.brokers import connect
 from consumer.demo.image import SOURCE
 from consumer.message import Encoded, encode
+from consumer.tiling import Cut, cuts
 
 CHUNKS = (1, 256, 256)
 SHARDS = (1, 1024, 1024)
@@ -29,43 +30,11 @@ _RETRY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """A tile along one axis: where it starts in the image, where its crop starts in it, how long
-    the crop is."""
-
-    start: int
-    crop: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
 class PredictedTile:
     """A tile's values, CYX, and what the wire contract says of its place."""
 
     values: npt.NDArray[np.float32]
     entry: dict[str, list[int]]
-
-
-def cuts(size: int, tile: int, overlap: int) -> list[Cut]:
-    """Return the tiles along an axis of `size` voxels.
-
-    Their crops cover the axis without overlapping. Within the image a crop leaves a margin of half
-    the overlap or more; at the image's border there is nothing to leave. The last tile is moved
-    inwards to end with the image.
-    """
-    if not 0 <= overlap < tile <= size:
-        raise ValueError(
-            f"overlap {overlap}, tile {tile} and size {size} must be 0 <= overlap < tile <= size"
-        )
-    margin = overlap // 2
-    found = []
-    covered = 0
-    while covered < size:
-        start = min(max(covered - margin, 0), size - tile)
-        end = size if start + tile == size else start + tile - margin
-        found.append(Cut(start, covered - start, end - covered))
-        covered = end
-    return found
 
 
 def predicted_tiles(

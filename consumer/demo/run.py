@@ -24,9 +24,9 @@ from consumer.demo.display import Tally, table
 from consumer.demo.image import noisy_image
 from consumer.demo.picture import draw
 from consumer.demo.processes import DemoError, Signals, process, wait
-from consumer.demo.producer import cuts
 from consumer.demo.watch import Counts, Program, tail, until_settled
 from consumer.testing import free_port
+from consumer.tiling import cuts
 
 STORE = "demo/ihc_output.zarr"
 ARRAY = "denoised"

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import zarr
 
 from conftest import MakeConsumer
+from consumer.commands import parked
 from consumer.settings import load
 from consumer.testing import RabbitMQ
 
@@ -26,11 +28,11 @@ def _commands() -> list[list[str]]:
     return [shlex.split(line[2:]) for line in lines if line.startswith("$ ")]
 
 
-def test_the_producer_example_ends_in_the_array(
-    make_consumer: MakeConsumer, broker: RabbitMQ, tmp_path: Path
+@pytest.mark.parametrize("number", [0, 1], ids=["TilePublisher", "by hand"])
+def test_a_producer_example_ends_in_the_array(
+    make_consumer: MakeConsumer, broker: RabbitMQ, tmp_path: Path, number: int
 ) -> None:
-    (example,) = _blocks("python")
-    example = example.replace("localhost:5672", broker.host)
+    example = _blocks("python")[number].replace("localhost:5672", broker.host)
     with make_consumer(topology_prefix="tiles") as consumer:
         kept = tmp_path / "tile.npy"
         program = f"{example}\nnumpy.save({str(kept)!r}, tile)\n"
@@ -42,9 +44,10 @@ def test_the_producer_example_ends_in_the_array(
     np.testing.assert_array_equal(stored[:, 416:624, :208], tile[:, 24:232, 24:232])
 
 
-def test_the_producer_example_has_about_ten_lines() -> None:
-    (example,) = _blocks("python")
-    statements = example.split("\n\n", 1)[1]
+def test_a_first_tile_is_published_in_under_ten_lines() -> None:
+    example, by_hand = _blocks("python")
+    assert len(example.strip().splitlines()) < 10
+    statements = by_hand.split("\n\n", 1)[1]
     assert len(statements.strip().splitlines()) <= 10
 
 
@@ -63,6 +66,13 @@ def test_the_run_command_is_accepted() -> None:
     (command,) = (command for command in _commands() if command[:2] == ["consumer", "run"])
     settings = load(command[2:])
     assert str(settings.output_root) == "/data/predictions"
+
+
+def test_the_parked_commands_are_accepted() -> None:
+    commands = [command for command in _commands() if command[:2] == ["consumer", "parked"]]
+    assert [parked._parser().parse_args(command[2:]).name for command in commands] == [
+        "list", "show", "replay", "export", "drop",
+    ]  # fmt: skip
 
 
 def test_every_linked_file_exists() -> None:

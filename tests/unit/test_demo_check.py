@@ -14,7 +14,8 @@ import zarr
 
 import consumer.demo
 from consumer.demo.check import compare, stitch
-from consumer.demo.producer import cuts, predicted_tiles
+from consumer.demo.producer import predicted_tiles
+from consumer.tiling import cuts
 
 CHECK = Path(consumer.demo.__file__).with_name("check.py")
 ARRAY = "g/denoised"

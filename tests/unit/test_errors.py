@@ -12,6 +12,7 @@ from consumer.errors import (
     ConsumerError,
     Disposition,
     ParkError,
+    PublishError,
     ReconnectError,
     RetryError,
     StopError,
@@ -28,6 +29,7 @@ BASES = {
     RetryError: Disposition.RETRY,
     ReconnectError: Disposition.RECONNECT,
     StopError: Disposition.STOP,
+    PublishError: Disposition.RAISE,
 }
 
 
@@ -84,7 +86,7 @@ def test_every_error_of_a_branch_has_its_disposition(
     assert {e.disposition for e in (base, *_below(base))} == {disposition}
 
 
-def test_every_error_belongs_to_one_of_the_four_branches() -> None:
+def test_every_error_belongs_to_one_of_the_branches() -> None:
     assert set(ConsumerError.__subclasses__()) == set(BASES)
 
 

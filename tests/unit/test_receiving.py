@@ -1,4 +1,4 @@
-"""What comes in over the socket, in pieces of any size, is what pika itself would make of it."""
+"""What goes over the socket, in pieces of any size, is what pika itself would make of it."""
 
 import random
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pika
 import pytest
 from pika import frame, spec
+from pika.adapters.select_connection import SelectConnection
 from pika.exceptions import InvalidFrameError
 
 from consumer.connection import _InPlace
@@ -122,3 +123,19 @@ def test_a_body_that_was_broken_off_leaves_nothing_behind() -> None:
     receiving = Receiving()
     receiving.receive(b"".join(each.marshal() for each in frames), [9])
     assert [e.fragment for e in receiving.frames if isinstance(e, frame.Body)] == [b"whole"]
+
+
+@pytest.mark.parametrize("size", [1, 16 << 10, (128 << 10) - 8, (128 << 10) - 7, 300_000])
+def test_a_body_is_sent_as_pika_would_send_it(size: int) -> None:
+    def sent(kind: type[SelectConnection]) -> bytes:
+        connection: Any = object.__new__(kind)
+        connection._body_max_length = (128 << 10) - 8
+        connection.bytes_sent = connection.frames_sent = 0
+        pieces: list[bytes] = []
+        connection._adapter_emit_data = lambda data: pieces.append(bytes(data))
+        method = spec.Basic.Publish(exchange="tiles", routing_key="a.zarr", mandatory=True)
+        body = bytes(range(256)) * (size // 256) + bytes(size % 256)
+        connection._send_message(1, method, (spec.BasicProperties(type="tiles.v1"), body))
+        return b"".join(pieces)
+
+    assert sent(_InPlace) == sent(SelectConnection)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from consumer.endpoint import address
 from consumer.errors import UnusableSettings
-from consumer.settings import ENV_PREFIX, Settings, address, load
+from consumer.settings import ENV_PREFIX, Settings, load
 
 SECRET = "hunter2-hunter2"
 Load = Callable[..., Settings]

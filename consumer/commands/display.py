@@ -1,0 +1,63 @@
+"""Tables and records on standard output: for people on a terminal, plain or JSON for a pipe."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+
+def show_table(
+    columns: Sequence[str], rows: Iterable[dict[str, Any]], *, as_json: bool = False
+) -> None:
+    """Show rows: a table on a terminal, else a line each, columns separated by tabs."""
+    if as_json:
+        for row in rows:
+            show_record(row, as_json=True)
+    elif sys.stdout.isatty():
+        _show_rich(columns, rows)
+    else:
+        for row in rows:
+            sys.stdout.write("\t".join(_plain(row[name]) for name in columns) + "\n")
+
+
+def show_record(record: dict[str, Any], *, as_json: bool = False) -> None:
+    """Show all of a record: a line for each of its keys, or a line of JSON."""
+    if as_json:
+        sys.stdout.write(json.dumps(record, ensure_ascii=True, default=str) + "\n")
+        return
+    width = max(map(len, record))
+    for name, value in record.items():
+        shown = json.dumps(value, default=str) if isinstance(value, dict) else value
+        sys.stdout.write(f"{name:<{width}}  {_plain(shown)}\n")
+    sys.stdout.write("\n")
+
+
+def _show_rich(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - a pipe needs none of it
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table()
+    for name in columns:
+        table.add_column(name, overflow="fold", justify="right" if name == "bytes" else "left")
+    for row in rows:
+        table.add_row(*(escape(_plain(row[name])) for name in columns))
+    Console().print(table)
+
+
+def _plain(value: Any) -> str:
+    """Return a value on one line; strangers' text must not steer the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+
+
+def progress(items: Sequence[Item], what: str) -> Iterable[Item]:
+    """Yield the items; show how far that is where standard error is a terminal."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console  # noqa: PLC0415 - a pipe needs none of it
+    from rich.progress import track  # noqa: PLC0415
+
+    yield from track(items, what, console=Console(stderr=True))

@@ -1,0 +1,44 @@
+"""What the consumer announces: who it is for, and that the same thing said twice is the same."""
+
+import json
+
+import pytest
+
+from consumer.events import ArrayCompleted, ArrayProgress, TileParked
+
+COMPLETED = ArrayCompleted(store="p/a.zarr", array="x", run="1")
+
+
+def test_a_completion_has_one_id_however_often_it_is_announced() -> None:
+    again = ArrayCompleted(store="p/a.zarr", array="x", run="1", source="elsewhere")
+
+    assert again.message_id == COMPLETED.message_id
+
+
+@pytest.mark.parametrize("changed", [{"store": "p/b.zarr"}, {"array": "y"}, {"run": None}])
+def test_another_store_array_or_run_has_another_id(changed: dict[str, str | None]) -> None:
+    assert COMPLETED.model_copy(update=changed).message_id != COMPLETED.message_id
+
+
+def test_the_id_stands_in_the_body_and_what_is_unknown_there_is_ignored() -> None:
+    body = json.loads(COMPLETED.model_dump_json())
+
+    assert body["message_id"] == COMPLETED.message_id
+    assert ArrayCompleted.model_validate_json(json.dumps(body | {"new": 1})) == COMPLETED
+
+
+def test_an_event_is_routed_by_its_kind_and_store_key() -> None:
+    progress = ArrayProgress(store="p/a.zarr", array="x", filled_voxels=1, total_voxels=2)
+    parked = TileParked(
+        store="?", reason="invalid", detail="", parked_ms=1, parked_by="c", parking_id="1"
+    )
+
+    assert COMPLETED.routing_key == "array.completed.p/a.zarr"
+    assert progress.routing_key == "array.progress.p/a.zarr"
+    assert parked.routing_key == "tile.parked.?"
+
+
+def test_a_routing_key_is_never_longer_than_amqp_carries() -> None:
+    key = COMPLETED.model_copy(update={"store": "ü" * 125 + ".zarr"}).routing_key
+
+    assert 250 < len(key.encode()) <= 255
