@@ -43,7 +43,7 @@ def _importers(library: str) -> set[str]:
     ("library", "allowed"),
     [
         pytest.param("pika", {"broker", "connection", "parked", "sender", "topology"}, id="pika"),
-        pytest.param("zarr", {"arrays", "encoder"}, id="zarr"),
+        pytest.param("zarr", {"arrays", "encoder", "images"}, id="zarr"),
         pytest.param("rich", {"display", "table"}, id="rich"),
         pytest.param("prometheus_client", {"metrics", "health"}, id="prometheus_client"),
     ],
