@@ -4,6 +4,7 @@ Runs in worker threads and keeps nothing: which handles stay open is the owning 
 Metadata is written through the same commit as blocks.
 """
 
+import errno
 import math
 import os
 import secrets
@@ -53,11 +54,18 @@ class Store:
 
 @dataclass(frozen=True)
 class OpenArray(StoredArray):
-    """An open array."""
+    """An open array.
+
+    Attributes
+    ----------
+    stamp : tuple
+        Equal as long as the metadata's file is the one that was read.
+    """
 
     store: Store
     array: AnyArray
     encoder: Encoder
+    stamp: tuple[Any, ...]
 
     @property
     def folder(self) -> Path:
@@ -71,9 +79,9 @@ class OpenArray(StoredArray):
         return found if isinstance(found, str) else ""
 
     def require(self) -> None:
-        """Raise FileNotFoundError where the array's metadata is gone: somebody removed it."""
-        name = "zarr.json" if self.array.metadata.zarr_format == 3 else ".zarray"
-        (self.folder / name).stat()
+        """Raise FileNotFoundError where the array's metadata is gone or replaced: it is another."""
+        if _stamp(self.folder) != self.stamp:
+            raise FileNotFoundError(errno.ENOENT, "replaced meanwhile", str(self.folder))
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """Return what is stored in a box; the fill value where nothing is.
@@ -158,11 +166,19 @@ def open_array(
         _check_block(store, entry, layout, max_block_bytes)
         accepts(layout)
         _create(store, entry, layout, _missing_groups(store, entry.array))
+    stamp = _stamp(store.path / entry.array)
     array = _opened(store, entry.array, write_empty_chunks)
     layout = _stored_layout(store, entry.array, array)
     _check_block(store, entry, layout, max_block_bytes)
     key = ArrayKey(store.key, entry.array)
-    return OpenArray(key, layout, store, array, Encoder(array, layout.grid))
+    return OpenArray(key, layout, store, array, Encoder(array, layout.grid), stamp)
+
+
+def _stamp(folder: Path) -> tuple[Any, ...]:
+    files = [folder / name for name in _METADATA_FILES]
+    file = next((file for file in files if file.exists()), files[0])
+    found = file.stat()
+    return file.name, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _node(store: Store, path: str) -> Literal["array", "group", ""]:

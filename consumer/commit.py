@@ -202,6 +202,7 @@ class Commit:
         ledger: Mapping[Path, Parts | None],
         standing: Collection[Path],
     ) -> int:
+        self._step("commit.make_folders")
         made, made_for_ledger = self._folders.above(data, standing), self._folders.above(ledger)
         objects = [*data.items(), *ledger.items()]
         contents = {target: parts for target, parts in objects if parts is not None}

@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -425,6 +426,31 @@ def test_what_is_encoded_is_read_by_plain_zarr(store: Store, options: dict[str, 
     whole = Box.of_shape(values.shape)
     store.commit.commit(array.encoder.encode(whole, values, [whole]))
     np.testing.assert_array_equal(np.asarray(plain[:]), values)
+
+
+@pytest.mark.parametrize("options", EXISTING.values(), ids=EXISTING)
+def test_an_array_that_stands_is_required_in_vain(store: Store, options: dict[str, Any]) -> None:
+    existing(store, **options)
+    array = opened(store, entry())
+    whole = Box.of_shape((2, 300, 150))
+    values = np.ones((2, 300, 150), "float32")
+    store.commit.commit(array.encoder.encode(whole, values, [whole]), standing=["g/img"])
+    array.require()
+
+
+@pytest.mark.parametrize("options", EXISTING.values(), ids=EXISTING)
+def test_an_array_that_was_removed_or_replaced_is_another(
+    store: Store, options: dict[str, Any]
+) -> None:
+    existing(store, **options)
+    array = opened(store, entry())
+    shutil.rmtree(store.path)
+    with pytest.raises(FileNotFoundError):
+        array.require()
+    existing(store, **options)
+    with pytest.raises(FileNotFoundError, match="replaced meanwhile"):
+        array.require()
+    opened(store, entry()).require()
 
 
 # -- damaged ------------------------------------------------------------------------------------

@@ -553,6 +553,7 @@ STEPS = [
     "take.remove",
     "remove.empty",
     "take.list",
+    "commit.make_folders",
     *["commit.write", "commit.fsync"] * 4,
     *["commit.rename"] * 3,
     "commit.remove",
