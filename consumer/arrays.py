@@ -78,10 +78,17 @@ class OpenArray(StoredArray):
         found = self.array.attrs.get(LEDGER_ID)
         return found if isinstance(found, str) else ""
 
+    def stands(self) -> bool:
+        """Whether the array is still there, and not another under its name."""
+        try:
+            return _stamp(self.folder) == self.stamp
+        except FileNotFoundError:
+            return False
+
     def require(self) -> None:
         """Raise FileNotFoundError where the array's metadata is gone or replaced: it is another."""
-        if _stamp(self.folder) != self.stamp:
-            raise FileNotFoundError(errno.ENOENT, "replaced meanwhile", str(self.folder))
+        if not self.stands():
+            raise FileNotFoundError(errno.ENOENT, "removed or replaced", str(self.folder))
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """Return what is stored in a box; the fill value where nothing is.

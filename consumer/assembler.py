@@ -319,7 +319,9 @@ class Assembler:
     def failed(self, write: Write) -> None:
         """Take back the buffer of a write that failed; nothing of it counts as stored."""
         block = self._returned(write)
-        base = not write.merge and write.filled.voxels < block.voxels
+        # What was read in an earlier tenure may have been written over by another owner.
+        covered = write.merge or write.filled.voxels == block.voxels
+        base = not covered and self.is_current(write)
         if block.buffer is not None:
             block.lay_over(write.buffer, write.filled)
             self._budget.give("blocks", block.nbytes)

@@ -263,6 +263,8 @@ class Flow:
             self._open(handle)
         else:
             self._handles.note_opened(handle, None)
+            # Lest it be opened without having been shown.
+            self._storage.close_array(handle.key)
 
     def _wanted(self, handle: Handle, now: float) -> bool:
         waited_for = bool(handle.waiting) and not self._draining
@@ -288,7 +290,9 @@ class Flow:
             self._metrics.array_opens.inc()
             self._metrics.store_opens.inc(opened.new_store)
             self._faults.clear(handle.key.store)
-            handle.source, handle.run = opened.source, opened.run
+            kept = self.assembler.uses(handle.key)
+            handle.source = opened.source or (handle.source if kept else None)
+            handle.run = opened.run or (handle.run if kept else None)
             self._inbox.put_back(handle.waiting)
             handle.waiting.clear()
         elif isinstance(error, ParkError) and opened_for is not None:

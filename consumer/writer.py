@@ -152,7 +152,8 @@ class Writer:
         if tenure is None:
             self._run(partial(self._take, key), partial(self._taken, key, done))
         else:
-            work = partial(self._opened, tenure.store, request)
+            known = tenure.arrays.get(request.outline.entry.array)
+            work = partial(self._opened, tenure.store, known, request)
             self._run(work, partial(self._note_opened, tenure, done))
 
     def _take(self, key: str) -> Store:
@@ -170,8 +171,11 @@ class Writer:
         self._stores[key] = _Tenure(store)
         done(Taken(), None)
 
-    def _opened(self, store: Store, request: Open) -> _Array:
+    def _opened(self, store: Store, known: _Array | None, request: Open) -> _Array:
         setup, outline = self._setup, request.outline
+        if known is not None and known.open.stands():
+            # Of one ledger there must be one, or what one round adds the next would forget.
+            return known
         # It may be opened again because somebody removed it.
         store.commit.forget_folders()
         array = open_array(

@@ -448,7 +448,7 @@ def test_an_array_that_was_removed_or_replaced_is_another(
     with pytest.raises(FileNotFoundError):
         array.require()
     existing(store, **options)
-    with pytest.raises(FileNotFoundError, match="replaced meanwhile"):
+    with pytest.raises(FileNotFoundError, match="removed or replaced"):
         array.require()
     opened(store, entry()).require()
 

@@ -259,6 +259,19 @@ def test_a_base_that_was_read_before_everything_was_forgotten_is_not_used() -> N
     assert bench.due(drain=True).merge
 
 
+def test_a_base_of_a_write_that_failed_after_everything_was_forgotten_is_not_used() -> None:
+    bench = Bench()
+    bench.add((0, 0), (4, 1))
+    bench.wrote(bench.due(drain=True))
+    bench.add((0, 1), (4, 2))
+    write = bench.due(drain=True)
+    assert not write.merge, "over what the first one left"
+    bench.assembler.forget_all()
+    bench.add((0, 1), (4, 2))
+    bench.assembler.failed(write)
+    assert bench.due(drain=True).merge
+
+
 def test_a_failed_write_is_due_again_with_all_its_tiles() -> None:
     bench = Bench()
     identity = bench.add((0, 0), (4, 4))
