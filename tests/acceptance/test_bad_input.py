@@ -22,6 +22,8 @@ import numpy.typing as npt
 import pika
 import pytest
 import zarr
+from pika.exceptions import AMQPConnectionError
+
 from bad_messages import (
     ABSOLUTE,
     BAD,
@@ -48,8 +50,6 @@ from bad_messages import (
     prepare,
     unchecked,
 )
-from pika.exceptions import AMQPConnectionError
-
 from consumer.message import Encoded, encode
 from consumer.testing import RabbitMQ
 from harness import Channel, ConsumerProcess, voxels, wait_until
