@@ -25,7 +25,7 @@ def sigkill(stage: Stage, count: int) -> int:
     """Kill a random consumer, time and again."""
     stage.start()
     with stage.load():
-        stage.recovered(0)
+        stage.fleet.wait_acknowledged(0)
         for _ in range(count):
             kill_one(stage)
     return count
@@ -46,7 +46,7 @@ def sigterm(stage: Stage, count: int) -> int:
     """Tell a random consumer to stop, time and again."""
     stage.start()
     with stage.load():
-        stage.recovered(0)
+        stage.fleet.wait_acknowledged(0)
         for _ in range(count):
             terminate_one(stage)
     return count

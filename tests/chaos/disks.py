@@ -92,7 +92,7 @@ _errors = (errno.EIO, errno.ENOSPC)
 
 
 def _fail(call, path):
-    if not path.startswith(_root) or random.random() >= 2 * float(_share):
+    if not path.startswith(_root) or random.random() >= float(_share):
         return
     number = random.choice(_errors)
     journal = os.open(_journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -140,7 +140,7 @@ os.fsync = os.fdatasync = lambda descriptor: None
 
 
 class FailingDisk:
-    """Lets a share of a writer's calls below a root fail with EIO, and the same with ENOSPC."""
+    """Lets a share of a writer's calls below a root fail, with EIO or with ENOSPC."""
 
     CALLS = ("write", "fsync", "rename", "folder fsync")
 

@@ -19,7 +19,7 @@ _POLL_S = 0.1
 _QUIET_S = 1.0
 _DEFAULTS: dict[str, Any] = {
     "consumer_timeout_s": CONSUMER_TIMEOUT_S,
-    "max_age_s": 20,
+    "max_age_s": 6,
     "prefetch_count": 100,
     "retry_max_s": 1,
     "heartbeat_s": 5,

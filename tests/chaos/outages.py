@@ -19,7 +19,7 @@ def broker_restart(stage: Stage, count: int) -> int:
     """Kill the broker, and start it again."""
     stage.start()
     with stage.load():
-        stage.recovered(0)
+        stage.fleet.wait_acknowledged(0)
         for _ in range(count):
             restart_broker(stage)
     return count
@@ -42,7 +42,7 @@ def partition(stage: Stage, count: int) -> int:
     links = connect_by_links(stage)
     fleet.start()
     with stage.load():
-        stage.recovered(0)
+        stage.fleet.wait_acknowledged(0)
         for number in range(count):
             cut_off(stage, links, short=number % 3 == 1)
     return count
@@ -93,7 +93,7 @@ def memory_alarm(stage: Stage, count: int) -> int:
     stage.start()
     kinds = stage.chance.sample(sorted(bad), _BAD_EACH * count)
     with stage.load():
-        stage.recovered(0)
+        stage.fleet.wait_acknowledged(0)
         for number in range(count):
             sample = kinds[number::count]
             stage.bad |= {identity: bad[identity] for identity in sample}

@@ -23,7 +23,6 @@ from chaos.images import tiles
 from chaos.oracle import snapshot
 from chaos.producer import Publish, publish_tile
 from chaos.stage import Stage
-from consumer.connection import prepare_pika
 from faults import Image
 from harness import Channel, wait_until
 
@@ -55,7 +54,7 @@ def poison(stage: Stage, count: int) -> int:
     stage.bad |= bad
     bound = [(_BOUND, place) for place in _BOUND.places()]
     stage.send(publish_tile(stage.oracle, tile) for tile in bound)
-    stage.recovered(0)
+    stage.fleet.wait_acknowledged(0)
     _meet(stage, list(_mixed(stage, list(bad.values()), count - len(bound))))
     after = snapshot(stage.folder)
     changed = [name for name, digest in before.items() if after.get(name) != digest]
@@ -65,7 +64,6 @@ def poison(stage: Stage, count: int) -> int:
 
 def prepare_bad(stage: Stage) -> dict[bytes, Publish]:
     """Put into the root what bad messages meet there; return how to publish each kind, by id."""
-    prepare_pika()
     outside = stage.folder / "outside"
     outside.mkdir()
     (outside / "precious.txt").write_text("not to be touched")

@@ -26,7 +26,7 @@ def mix(stage: Stage, count: int) -> int:
     fleet.start()
     happened: Counter[str] = Counter()
     with stage.load() as producer:
-        stage.recovered(0)
+        stage.fleet.wait_acknowledged(0)
         faults = _faults(stage, disk, links, bad, producer)
         for _ in range(count):
             name = stage.chance.choice(sorted(faults))

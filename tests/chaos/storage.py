@@ -30,7 +30,7 @@ def disk_full(stage: Stage, count: int) -> int:
         raise NotRun(str(error)) from error
     stage.start()
     with stage.load():
-        stage.recovered(0)
+        stage.fleet.wait_acknowledged(0)
         for _ in range(count):
             fill_disk(stage)
     return count
@@ -63,10 +63,10 @@ def _all_see_it(stage: Stage) -> bool:
 
 
 def io_errors(stage: Stage, count: int) -> int:
-    """Let one of a hundred calls of the writers fail with EIO, and one with ENOSPC."""
+    """Let one of a hundred calls of each kind fail, with EIO or with ENOSPC."""
     stage.root.mkdir()
     disk = FailingDisk(stage.folder, stage.root, _SHARE)
-    stage.start(environment=disk.environment)
+    stage.start(environment=disk.environment, max_age_s=30)
     endless = tiles(stage.chance)
     stage.send((publish_tile(stage.oracle, next(endless)) for _ in range(count)), rate=300)
     with stage.channel() as channel:
@@ -86,7 +86,7 @@ def slow_fsync(stage: Stage, count: int) -> int:
     fleet = stage.start(environment=disk.environment, heartbeat_s=_HANG_HEARTBEAT_S)
     seconds = _HANG_QUICK_S if stage.options.quick else _HANG_S
     with stage.load():
-        stage.recovered(0)
+        stage.fleet.wait_acknowledged(0)
         for _ in range(count):
             hang(stage, disk, seconds)
     logs = "".join(consumer.log.read_text() for consumer in fleet.consumers)
@@ -127,7 +127,7 @@ def power_loss(stage: Stage, count: int) -> int:
     # A probe syncs, and that could make durable what the commit has forgotten.
     stage.start(probe_interval_s=600)
     with stage.load() as producer:
-        stage.recovered(0)
+        stage.fleet.wait_acknowledged(0)
         for number in range(count):
             lose_power(stage, disk, producer, idle=number % 2 == 0)
     return count
@@ -153,7 +153,7 @@ def store_removed(stage: Stage, count: int) -> int:
     """Remove a store, and publish again what was in it."""
     stage.start()
     with stage.load() as producer:
-        stage.recovered(0)
+        stage.fleet.wait_acknowledged(0)
         for number in range(count):
             remove_store(stage, producer, idle=number % 2 == 0)
     return count

@@ -12,6 +12,7 @@ from chaos.oracle import Found, examine
 from chaos.producer import publish_tile
 from chaos.stage import Stage
 from harness import Channel
+from wire import undecoded_headers
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def finish(stage: Stage, faults: int) -> Row:
     parked: Counter[bytes] = Counter()
     for fleet in stage.fleets:
         try:
-            with Channel(stage.broker, fleet.prefix) as channel:
+            with undecoded_headers(), Channel(stage.broker, fleet.prefix) as channel:
                 found += _queue(channel)
                 parked.update(_parked(channel))
         except AMQPError as error:
@@ -77,13 +78,12 @@ def finish(stage: Stage, faults: int) -> Row:
 def _settle(stage: Stage, fleet: Fleet) -> None:
     """Wait until all is settled, with every store taken once more, which sweeps what crashes left.
 
-    A tile of each store and every bad message are published again for that.
+    A tile of each store and every bad message are published again for that: after the last fault.
     """
     try:
+        again = [publish_tile(stage.oracle, tile) for tile in _one_of_each_store(stage)]
+        stage.send([*again, *stage.bad.values()], prefix=fleet.prefix)
         with Channel(stage.broker, fleet.prefix) as channel:
-            fleet.wait_done(channel)
-            again = [publish_tile(stage.oracle, tile) for tile in _one_of_each_store(stage)]
-            stage.send([*again, *stage.bad.values()], prefix=fleet.prefix)
             fleet.wait_done(channel)
     except (AssertionError, AMQPError) as error:
         stage.problems.append(f"not all was settled: {error}")
