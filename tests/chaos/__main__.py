@@ -12,7 +12,7 @@ from chaos import report
 from chaos.catalogue import SCENARIOS, SOAK
 from chaos.product import NotBuilt
 from chaos.runs import Outcome, run, soak
-from chaos.stage import Options, start_broker
+from chaos.stage import WITHOUT, Options, start_broker
 from consumer.testing import BrokerMissing
 
 
@@ -88,7 +88,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60.0, help="how long soak lasts")
     parser.add_argument(
         "--without",
-        choices=["fence", "fsync"],
+        choices=WITHOUT,
         default="",
         help="switch this off, to see scenarios fail",
     )

@@ -133,9 +133,17 @@ if "consumer.writer" in sys.orig_argv:
 """
 
 _UNSYNCED = """
-import os
+import os, stat
 
-os.fsync = os.fdatasync = lambda descriptor: None
+_fsync = os.fsync
+
+
+def fsync(descriptor):
+    if os.environ["UNSYNCED"] == "folders" and not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        _fsync(descriptor)
+
+
+os.fsync = fsync
 """
 
 
@@ -160,9 +168,9 @@ class FailingDisk:
         return Counter()
 
 
-def unsynced(folder: Path) -> dict[str, str]:
-    """Return the environment of a process whose fsync does nothing."""
-    return _customized(folder / "unsynced", _UNSYNCED)
+def unsynced(folder: Path, what: str) -> dict[str, str]:
+    """Return the environment of a process whose fsync does nothing; `what`: all or folders."""
+    return {**_customized(folder / "unsynced", _UNSYNCED), "UNSYNCED": what}
 
 
 def _customized(folder: Path, code: str) -> dict[str, str]:

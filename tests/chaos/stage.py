@@ -24,6 +24,8 @@ from harness import Channel, ConsumerProcess
 # Tiles a second: enough to keep consumers at work, and so few that two cores do all the rest.
 RATE = 120.0
 FAILPOINTS = "TILES_FAILPOINTS"
+WITHOUT = ("fence", "fsync", "folder-fsync")
+_UNSYNCED = {"fsync": "all", "folder-fsync": "folders"}
 
 Entered = TypeVar("Entered")
 
@@ -37,7 +39,7 @@ class Options:
     folder : Path
         Where all they need lies.
     without : str
-        What is switched off to show that the scenarios can fail: "fence", "fsync" or "".
+        What is switched off to show that scenarios can fail, of `WITHOUT`; or "".
     """
 
     folder: Path
@@ -62,6 +64,8 @@ class Stage:
         By message id, how to publish each message that must be parked.
     known : set of str
         First parts of the paths of what lay below the root before.
+    kept : dict
+        Digests of files below the scenario's folder that must stay as they are, by path.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Stage:
     notes: list[str] = field(default_factory=list)
     bad: dict[bytes, Publish] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
+    kept: dict[str, str] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
@@ -126,8 +131,8 @@ class Stage:
         given = dict(environment or {})
         if self.options.without == "fence":
             given[FAILPOINTS] = product.FENCE_OFF
-        if self.options.without == "fsync":
-            given |= disks.unsynced(self.folder)
+        if self.options.without in _UNSYNCED:
+            given |= disks.unsynced(self.folder, _UNSYNCED[self.options.without])
         prefix = f"{self.name}{len(self.fleets)}"
         fleet = Fleet(
             self.broker,

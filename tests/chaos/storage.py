@@ -70,7 +70,7 @@ def io_errors(stage: Stage, count: int) -> int:
     endless = tiles(stage.chance)
     stage.send((publish_tile(stage.oracle, next(endless)) for _ in range(count)), rate=300)
     with stage.channel() as channel:
-        stage.fleet.wait_done(channel, 600.0)
+        wait_until(lambda: channel.depth(f"{channel.prefix}.00") == 0, "all delivered", 900.0)
     failed = disk.failed()
     told = ", ".join(f"{count} {what}" for what, count in sorted(failed.items()))
     stage.notes.append(f"{failed.total()} calls failed: {told}")

@@ -8,11 +8,13 @@ from pika.exceptions import AMQPError
 
 from chaos.fleet import Fleet
 from chaos.images import Tile
-from chaos.oracle import Found, examine
+from chaos.oracle import Found, examine, snapshot
 from chaos.producer import publish_tile
 from chaos.stage import Stage
 from harness import Channel
 from wire import undecoded_headers
+
+_PATIENCE_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ def finish(stage: Stage, faults: int) -> Row:
             stage.problems.append(f"the queues cannot be looked at: {error!r}")
     found += examine(stage.root, stage.oracle.confirmed, stage.known)
     stage.notes += found.notes
+    now = snapshot(stage.folder) if stage.kept else {}
+    changed = sorted(name for name, digest in stage.kept.items() if now.get(name) != digest)
+    stage.problems += [f"{name} was changed by a message that is parked" for name in changed]
     return Row(
         stage.name,
         faults,
@@ -84,7 +89,7 @@ def _settle(stage: Stage, fleet: Fleet) -> None:
         again = [publish_tile(stage.oracle, tile) for tile in _one_of_each_store(stage)]
         stage.send([*again, *stage.bad.values()], prefix=fleet.prefix)
         with Channel(stage.broker, fleet.prefix) as channel:
-            fleet.wait_done(channel)
+            fleet.wait_done(channel, _PATIENCE_S)
     except (AssertionError, AMQPError) as error:
         stage.problems.append(f"not all was settled: {error}")
 
