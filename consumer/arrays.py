@@ -5,6 +5,8 @@ Metadata is written through the same commit as blocks.
 """
 
 import math
+import os
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,24 +19,31 @@ from zarr.storage import LocalStore, MemoryStore
 
 from consumer.blocks import ArrayKey, StoredArray, shown
 from consumer.budget import least_limit
-from consumer.commit import Commit, refuse_links
+from consumer.commit import Commit, Step, no_step
 from consumer.contract import AXES, ArrayEntry, Codec, as_scalar
 from consumer.coverage import Box
 from consumer.encoder import AnyArray, Encoder
 from consumer.errors import ArrayMismatch, DamagedBlock, InvalidMessage, TooLarge
+from consumer.files import refuse_links
 from consumer.placement import Layout, automatic_chunks, automatic_shards
 
 if TYPE_CHECKING:
     from zarr.abc.buffer import Buffer
 
 DEFAULT_DTYPE = np.dtype("float32")
+# Tells an array from one that was removed and made anew under its name. A copy of another's
+# attributes may bring that one's: it is replaced.
+LEDGER_ID = "tiles_ledger_id"
 _CODEC_ARGUMENT = {"transpose": "filters", "bytes": "serializer"}
 _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """An open store: where to read, and how to commit."""
+    """A store that was taken: where to read, and how to commit.
+
+    Both are worth nothing once another took it; then the store and its arrays are opened anew.
+    """
 
     key: str
     path: Path
@@ -54,6 +63,12 @@ class OpenArray(StoredArray):
     def folder(self) -> Path:
         """Where it is stored."""
         return self.store.path / self.key.path
+
+    @property
+    def ledger_id(self) -> str:
+        """What tells it from another array under its name; empty where others made it."""
+        found = self.array.attrs.get(LEDGER_ID)
+        return found if isinstance(found, str) else ""
 
     def require(self) -> None:
         """Raise FileNotFoundError where the array's metadata is gone: somebody removed it."""
@@ -92,17 +107,23 @@ class OpenArray(StoredArray):
         return paths
 
 
-def open_store(root: Path, key: str, *, file_mode: int, folder_mode: int) -> Store:
-    """Return a store's handle; the store need not exist yet.
+def open_store(
+    root: Path, key: str, *, file_mode: int, folder_mode: int, step: Step = no_step
+) -> Store:
+    """Take a store, which need not exist yet, and return its handle.
+
+    See `consumer.commit.Commit.take` for what must come before anything is read.
 
     Raises
     ------
+    Fenced
+        Where another takes it at the same time.
     UnsafePath
         Where a symbolic link stands on the way.
     """
     path = root / key
     refuse_links(_between(root, path))
-    commit = Commit(root, key, file_mode=file_mode, folder_mode=folder_mode)
+    commit = Commit.take(root, key, file_mode=file_mode, folder_mode=folder_mode, step=step)
     return Store(key, path, LocalStore(path), commit)
 
 
@@ -188,8 +209,8 @@ def _missing_groups(store: Store, path: str) -> list[str]:
                 f"{store.key}/{path}: arrays are created in Zarr format 3, the group {group!r} is "
                 "stored in format 2; create the array beforehand"
             )
-    folder = store.path / path
-    if folder.exists() and any(folder.iterdir()):
+    # A writer that was fenced while it made folders may have left them.
+    if any(files for _, _, files in os.walk(store.path / path)):
         raise ArrayMismatch(
             f"{store.key}/{path}: the folder is not empty, but has no Zarr metadata; remove it"
         )
@@ -238,7 +259,7 @@ def _create(store: Store, entry: ArrayEntry, layout: Layout, groups: list[str]) 
         chunks=layout.chunks,
         shards=layout.shards,
         fill_value=as_scalar(fill, layout.dtype, "fill_value"),
-        attributes=dict(entry.attributes or {}),
+        attributes={**(entry.attributes or {}), LEDGER_ID: secrets.token_hex(8)},
         dimension_names=list(entry.axes),
         **_codec_arguments(entry.codecs),
     )

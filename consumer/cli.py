@@ -1,16 +1,27 @@
-"""The command line: `consumer run`."""
+"""The command line: which command it is, and what becomes of its errors."""
 
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 
 from consumer import __version__
+from consumer.errors import Fenced, StopError, UnsafePath
 
-_HELP = """usage: consumer COMMAND [OPTIONS]
+_COMMANDS = {
+    "run": "consume tiles until SIGTERM",
+    "status": "show how much of each array is written",
+    "missing": "list what of an array is not written yet",
+    "wait": "wait until an array is complete",
+    "reset": "forget what is written of an array",
+}
+_LISTED = "\n".join(f"  {name:<10} {what}" for name, what in _COMMANDS.items())
+_HELP = f"""usage: consumer COMMAND [OPTIONS]
 
 Stitches predicted image tiles from RabbitMQ into Zarr.
 
 commands:
-  run        consume tiles until SIGTERM
+{_LISTED}
 
 options:
   -h, --help     show this help
@@ -19,9 +30,11 @@ options:
 `consumer COMMAND --help` lists the command's settings; each is also an environment
 variable, e.g. TILES_OUTPUT_ROOT, and a key of the TOML file that --config-file names.
 
-example:
+examples:
   consumer run --output-root /data/predictions --hosts rabbitmq:5672
+  consumer status /data/predictions
 """
+EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 
@@ -34,33 +47,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] == "--version":
         sys.stdout.write(f"consumer {__version__}\n")
         return 0
-    command = _COMMANDS.get(given[0])
-    if command is None:
+    if given[0] not in _COMMANDS:
         return _refuse(f"there is no command {given[0]!r}; see consumer --help")
-    return command(given[1:])
+    return _run(given[0], given[1:])
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(name: str, arguments: Sequence[str]) -> int:
     try:
-        from consumer import logs, service, settings  # noqa: PLC0415 - only with the extra
+        command = import_module(f"consumer.commands.{name}")
     except ModuleNotFoundError as error:
         return _refuse(f"{error}; install zarr-tile-consumer[service]")
-    from consumer.errors import StopError  # noqa: PLC0415 - as above
-
     try:
-        loaded = settings.load(arguments)
-        logs.configure(loaded.log_level, loaded.log_format)
-        return service.run(loaded)
-    except StopError as error:
+        code: int = command.main(arguments)
+    except (StopError, UnsafePath) as error:
         return _refuse(str(error))
+    except Fenced as error:
+        return _refuse(f"{error}; try again", EXIT_FAILED)
+    except BrokenPipeError:
+        # Who read it has seen enough. Python would complain once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    return code
 
 
-def _refuse(reason: str) -> int:
+def _refuse(reason: str, code: int = EXIT_USAGE) -> int:
     sys.stderr.write(f"consumer: {' '.join(reason.split())}\n")
-    return EXIT_USAGE
+    return code
 
-
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": _run}
 
 if __name__ == "__main__":
     sys.exit(main())

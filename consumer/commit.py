@@ -1,160 +1,337 @@
-"""Makes encoded files durable and visible below one store, each in one atomic step.
+"""Makes encoded files durable and visible below one store, each in one step, for its one owner.
 
-What is encoded, and whether a store may be written at all, is decided elsewhere. Always by path,
-and grouped over all objects of a round: every temporary file written and synced, all renamed over
+What is encoded, and when a store is taken or let go, is decided elsewhere. Always by path, and
+grouped over all objects of a round: every temporary file written and synced, all renamed over
 their targets, every folder synced once, with those above folders that had to be made, up to the
-output root. Files are synced side by side: a disk that is asked for one at a time mostly waits.
+output root; then the same for the ledger. Files are synced side by side: a disk that is asked for
+one at a time mostly waits.
+
+The fence
+---------
+No broker can promise that there is one writer, so the store refuses all but the latest. An epoch,
+one tenure of a store, is a folder `.tiles/<store key>/epochs/<n>-<random>`, a name that never comes
+again. A file becomes visible by a rename out of it and in no other way, and disappears by a rename
+into it and in no other way.
+
+*One owner.* A taker makes its folder, one above the highest, and looks again. Where it sees one
+that orders above its own, it gives up. Otherwise it removes every lower one: renames it to
+`fenced/`, unlinks its files, `rmdir`. The store is its own once one look finds its folder the only
+one in `epochs/` and nothing in `fenced/`; only then may anything be read. Of any two that take, the
+later to make its folder sees the other's or finds it removed, and all order by (number, name): so
+the lower one gives up, is removed, or came when the higher one was over. `fenced/` is looked at
+after `epochs/`, so that what is renamed meanwhile is found in one of them.
+
+*No late writer.* A fenced owner, wherever it was stopped, has only these calls left:
+
+- Open, rename out, rename in: the path leads nowhere, ENOENT. A call that had found the folder
+  before it was renamed goes on inside the kernel, and succeeds while the folder is not yet empty:
+  then the taker was still at work and had read nothing, as if all that had been before the fence.
+  A file that it leaves so makes `rmdir` fail, and the taker looks again. In a folder that was
+  removed the kernel makes no entry, whoever holds it.
+- Write or sync a temporary file: it has no name any more. Sync a folder: that is no change.
+- Make folders in the store: they stay empty.
+- Remove lower epochs, if it was stopped while it took: those that it saw while its own stood.
+
+So what is left by a crash is nobody's: in either folder it goes at the next take. Two that take at
+once may both give up, time and again, unless they wait between: that is the caller's, and the wait
+should be random and grow.
 """
 
 import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+import stat
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Self
 
-from consumer.errors import UnsafePath
+from consumer.errors import Fenced
+from consumer.files import (
+    Folders,
+    despite_races,
+    listed,
+    remove_all,
+    remove_empty,
+    side_by_side,
+    suppressed,
+    sync_folder,
+    write_file,
+)
 from consumer.keys import STATE_FOLDER
 
 # The parts of one object, in order.
 Parts = Sequence[bytes | memoryview]
+# Called with the name of each step before it is done, possibly in several threads.
+Step = Callable[[str], None]
 
-_RELEASES_AT_ONCE = 5
-_FILES_AT_ONCE = 8
-# What one writev takes (IOV_MAX of Linux).
-_PARTS_AT_ONCE = 1024
+LEDGER_FOLDER = "ledger"
+_EPOCHS_FOLDER = "epochs"
+_FENCED_FOLDER = "fenced"
+# So often is looked whether all earlier epochs are gone.
+_LOOKS = 100
+# A network file system says ESTALE of what somebody else removed.
+_GONE = {errno.ENOENT, errno.ESTALE}
+_NOTHING: Mapping[str, Parts | None] = MappingProxyType({})
 
-Item = TypeVar("Item")
 
-_files = ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="file")
+def no_step(_name: str) -> None:
+    """Do nothing."""
 
 
 class Commit:
-    """The commits of one store by one process.
+    """The commits of one store in one epoch, from `take` to `release`; of no use once fenced.
 
-    Safe in threads: what it remembers only ever grows and is looked up again where it is missing.
+    Whoever was fenced takes the store anew and reads everything anew. Safe in threads.
     """
 
-    def __init__(self, root: Path, store: str, *, file_mode: int, folder_mode: int) -> None:
-        self._root = root
+    def __init__(
+        self, root: Path, store: str, epochs: "_Epochs", folders: Folders, file_mode: int
+    ) -> None:
+        self._name = store
         self._store = root / store
-        self._staging = root / STATE_FOLDER / store / "staging" / secrets.token_hex(8)
+        self._ledger = ledger_folder(root, store)
+        self._epochs = epochs
+        self._epoch = epochs.take(store)
+        self._folders = folders
         self._file_mode = file_mode
-        self._folder_mode = folder_mode
-        self._synced: set[Path] = set()
+        self._step = epochs.step
 
-    def commit(self, objects: Mapping[str, Parts | None]) -> int:
-        """Write every object durably under its key in the store; return the bytes written.
+    @classmethod
+    def take(
+        cls,
+        root: Path,
+        store: str,
+        *,
+        file_mode: int,
+        folder_mode: int,
+        step: Step = no_step,
+    ) -> Self:
+        """Take a store, which need not exist yet: of no earlier epoch anything appears any more.
 
-        What is None is removed.
+        Before anything is read, a round trip to the broker must show that it still delivers to
+        this consumer, and has not long gone over to another.
 
-        When it raises, any of the objects may have been replaced, and none may be relied on.
+        Parameters
+        ----------
+        step : callable
+            Called with the name of each step before it is done, possibly in several threads: for
+            tests that stop, end or fail there.
 
         Raises
         ------
+        Fenced
+            Where another takes it at the same time. Take again after a random wait that grows.
         OSError
             As the operating system gave it.
         UnsafePath
             Where a symbolic link stands below the output root.
         """
-        targets = {key: self._store / key for key in objects}
-        folders = {target.parent for target in targets.values()}
-        made = {above for folder in folders for above in self._make_folder(folder)}
-        _despite_releases(lambda: made.update(self._make_folder(self._staging)))
-        contents = {key: content for key, content in objects.items() if content is not None}
-        staged = {key: self._staging / secrets.token_hex(8) for key in contents}
+        folders = Folders(root, folder_mode)
+        epochs = _Epochs(root / STATE_FOLDER / store, folders, step)
+        return cls(root, store, epochs, folders, file_mode)
+
+    @property
+    def epoch(self) -> str:
+        """The epoch's name."""
+        return self._epoch.name
+
+    def check(self) -> None:
+        """Raise Fenced where the epoch is over."""
         try:
-            _side_by_side(
-                lambda key: write_file(staged[key], contents[key], self._file_mode), contents
+            self._epoch.stat()
+        except OSError as error:
+            if error.errno in _GONE:
+                raise Fenced(f"{self._name}: the epoch {self.epoch} is over") from None
+            raise
+
+    def commit(
+        self,
+        data: Mapping[str, Parts | None],
+        ledger: Mapping[str, Parts | None] = _NOTHING,
+        *,
+        standing: Collection[str] = (),
+    ) -> int:
+        """Write every object durably under its key, data before ledger; return the bytes written.
+
+        What is None is removed. When it raises, any of the objects may have been replaced, and
+        none may be relied on; but nothing of the ledger was, unless all data is durable.
+
+        Parameters
+        ----------
+        data
+            By key in the store.
+        ledger
+            By path in the store's ledger folder.
+        standing
+            Arrays, by path in the store, that must exist: they are not made, nor what is above.
+
+        Raises
+        ------
+        Fenced
+            Where the epoch is over.
+        OSError
+            As the operating system gave it; FileNotFoundError where a folder was removed.
+        UnsafePath
+            Where a symbolic link stands below the output root.
+        """
+        try:
+            return self._commit(
+                {self._store / key: parts for key, parts in data.items()},
+                {self._ledger / key: parts for key, parts in ledger.items()},
+                [self._store / path for path in standing],
             )
-            for key, temporary in staged.items():
-                os.rename(temporary, targets[key])  # noqa: PTH104 - by path, as the protocol says
+        except OSError as error:
+            if error.errno in _GONE:
+                self.check()
+            raise
+
+    def release(self) -> None:
+        """End the epoch; nothing can be committed any more."""
+        self._step("release")
+        self._epochs.release(self._epoch)
+
+    def forget_folders(self) -> None:
+        """Look at every folder again: somebody may have removed the store."""
+        self._folders.synced = set()
+
+    def _commit(
+        self,
+        data: Mapping[Path, Parts | None],
+        ledger: Mapping[Path, Parts | None],
+        standing: Collection[Path],
+    ) -> int:
+        made, made_for_ledger = self._folders.above(data, standing), self._folders.above(ledger)
+        objects = [*data.items(), *ledger.items()]
+        contents = {target: parts for target, parts in objects if parts is not None}
+        staged = {target: self._new_name() for target in contents}
+        try:
+            side_by_side(lambda target: self._write(staged[target], contents[target]), contents)
+            self._put(data, staged, made, "commit")
+            self._put(ledger, staged, made_for_ledger, "ledger")
         except BaseException:
             for temporary in staged.values():
                 with contextlib.suppress(OSError):
                     temporary.unlink()
             raise
-        for key in objects.keys() - contents.keys():
-            targets[key].unlink(missing_ok=True)
-        _side_by_side(_sync_folder, folders | {folder.parent for folder in made})
-        self._synced |= made
-        return sum(len(part) for content in contents.values() for part in content)
+        return sum(len(part) for parts in contents.values() for part in parts)
 
-    def release(self) -> None:
-        """Remove the staging folder; nothing may be committed any more."""
-        with contextlib.suppress(FileNotFoundError):
-            for left in self._staging.iterdir():
-                left.unlink(missing_ok=True)
-            self._staging.rmdir()
-        with contextlib.suppress(OSError):
-            _remove_empty(self._staging.parent, self._root)
+    def _new_name(self) -> Path:
+        return self._epoch / secrets.token_hex(8)
 
-    def forget_folders(self) -> None:
-        """Look at every folder again: somebody may have removed the store."""
-        self._synced = set()
+    def _write(self, temporary: Path, content: Parts) -> None:
+        self._step("commit.write")
+        write_file(temporary, content, self._file_mode, lambda: self._step("commit.fsync"))
 
-    def _make_folder(self, folder: Path) -> Iterator[Path]:
-        """Make a folder and its parents, refuse links, and yield those to be synced from above."""
-        if folder == self._root or folder in self._synced:
-            return
-        yield from self._make_folder(folder.parent)
+    def _put(
+        self, targets: Iterable[Path], staged: Mapping[Path, Path], made: set[Path], phase: str
+    ) -> None:
+        """Make files visible, and that durable."""
+        for target in targets:
+            if target in staged:
+                self._step(f"{phase}.rename")
+                os.rename(staged[target], target)  # noqa: PTH104 - by path, as the protocol says
+            else:
+                self._step(f"{phase}.remove")
+                self._remove(target)
+
+        def sync(folder: Path) -> None:
+            self._step(f"{phase}.sync_folder")
+            sync_folder(folder)
+
+        side_by_side(sync, {target.parent for target in targets} | {each.parent for each in made})
+        self._folders.synced.update(made)
+
+    def _remove(self, target: Path) -> None:
+        """Remove a file by way of the epoch's folder: what is fenced cannot remove either."""
+        away = self._new_name()
         try:
-            folder.mkdir(self._folder_mode)
-            folder.chmod(self._folder_mode)
-        except FileExistsError:
-            refuse_links([folder])
+            if stat.S_ISDIR(target.lstat().st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+            os.rename(target, away)  # noqa: PTH104 - as above
         except FileNotFoundError:
-            self.forget_folders()
+            self.check()
+        away.unlink(missing_ok=True)
+
+
+class _Epochs:
+    """The epochs of one store."""
+
+    def __init__(self, state: Path, folders: Folders, step: Step) -> None:
+        self.step = step
+        self._live = state / _EPOCHS_FOLDER
+        self._fenced = state / _FENCED_FOLDER
+        self._folders = folders
+
+    def take(self, store: str) -> Path:
+        own = despite_races(self._make)
+        try:
+            for _ in range(_LOOKS):
+                lower = self._lower(own)
+                if lower is None:
+                    raise Fenced(f"{store}: another consumer takes it at the same time")
+                if not lower:
+                    return own
+                for path in lower:
+                    self.step("take.remove")
+                    self._remove(path)
+            what = "files of an earlier epoch cannot be removed"
+            raise OSError(errno.ENOTEMPTY, what, str(self._fenced))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._remove(own)
             raise
-        yield folder
+
+    def release(self, own: Path) -> None:
+        self._remove(own)
+        for folder in (self._fenced, self._live):
+            remove_empty(folder, self._folders.root)
+
+    def _make(self) -> Path:
+        self._folders.make(self._live)
+        self.step("take.list")
+        number = max((_order(name)[0] for name in listed(self._live)), default=0) + 1
+        own = self._live / f"{number}-{secrets.token_hex(8)}"
+        self.step("take.mkdir")
+        self._folders.make_one(own)
+        return own
+
+    def _lower(self, own: Path) -> list[Path] | None:
+        """Return what is to be removed; None where the epoch is not the highest, or is over."""
+        self.step("take.list")
+        live = listed(self._live)
+        fenced = listed(self._fenced)
+        if own.name not in live or max(live, key=_order) != own.name:
+            return None
+        lower = [self._live / name for name in live if name != own.name]
+        return lower + [self._fenced / name for name in fenced]
+
+    def _remove(self, path: Path) -> None:
+        """Remove a folder of either kind, as far as nobody adds to it meanwhile."""
+        away = self._fenced / path.name
+        if path != away:
+            # A namesake that is there already goes first.
+            with suppressed(errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                self._folders.make(self._fenced)
+                path.rename(away)
+        self.step("remove.empty")
+        remove_all(away)
 
 
-def _side_by_side(work: Callable[[Item], None], items: Iterable[Item]) -> None:
-    """Do the work for every item, and return or raise only when none of it runs any more."""
-    items = list(items)
-    if len(items) == 1:
-        work(items[0])
-        return
-    running = [_files.submit(work, item) for item in items]
-    wait(running)
-    for ended in running:
-        ended.result()
+def _order(name: str) -> tuple[int, str]:
+    number = name.partition("-")[0]
+    return int(number) if number.isdecimal() else 0, name
 
 
-def refuse_links(paths: Iterable[Path]) -> None:
-    """Raise where any of the paths is a symbolic link."""
-    for path in paths:
-        if path.is_symlink():
-            raise UnsafePath(f"{path} is a symbolic link; links below the output root are refused")
-
-
-def write_file(path: Path, content: Parts, mode: int) -> None:
-    """Write a new file and sync it."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        os.fchmod(descriptor, mode)
-        for first in range(0, len(content), _PARTS_AT_ONCE):
-            _write_all(descriptor, content[first : first + _PARTS_AT_ONCE])
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, parts: Parts) -> None:
-    written = os.writev(descriptor, parts)
-    for part in parts:
-        # The system may take less than all: what is left is then written part by part.
-        left = memoryview(part)[min(written, len(part)) :]
-        written = max(0, written - len(part))
-        while left:
-            left = left[os.write(descriptor, left) :]
+def ledger_folder(root: Path, store: str) -> Path:
+    """Return where the ledgers of a store's arrays lie."""
+    return root / STATE_FOLDER / store / LEDGER_FOLDER
 
 
 def probe(root: Path) -> None:
     """Write, sync, rename and remove a file below the root; raises OSError where that fails."""
-    _despite_releases(lambda: _probe(root / STATE_FOLDER))
+    despite_races(lambda: _probe(root / STATE_FOLDER))
 
 
 def _probe(folder: Path) -> None:
@@ -163,35 +340,8 @@ def _probe(folder: Path) -> None:
     try:
         write_file(first, [b"probe"], 0o600)
         first.rename(second)
-        _sync_folder(folder)
+        sync_folder(folder)
     finally:
         for path in (first, second):
             with contextlib.suppress(OSError):
                 path.unlink()
-
-
-def _despite_releases(work: Callable[[], None]) -> None:
-    """Do it again where the release of a store has just removed a folder that was empty."""
-    for _ in range(_RELEASES_AT_ONCE):
-        with contextlib.suppress(FileNotFoundError):
-            return work()
-    return work()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_empty(folder: Path, root: Path) -> None:
-    while folder != root:
-        try:
-            folder.rmdir()
-        except OSError as error:
-            if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
-                return
-            raise
-        folder = folder.parent

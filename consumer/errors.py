@@ -20,7 +20,8 @@
     │   └── Unexpected
     ├── RetryError             retry: keep it unacknowledged, go on when the fault clears
     │   ├── StorageFault
-    │   └── StoreRemoved
+    │   ├── StoreRemoved
+    │   └── Fenced
     ├── ReconnectError         reconnect: the channel and its tags are gone
     │   └── BrokerLost
     └── StopError              stop: exit code 2 with one line that says what to change
@@ -164,6 +165,10 @@ class StorageFault(RetryError):
 
 class StoreRemoved(RetryError):
     """A folder that existed is gone: somebody removed the store."""
+
+
+class Fenced(RetryError):
+    """Another consumer has taken the store: what was read of it is worth nothing any more."""
 
 
 class ReconnectError(ConsumerError):

@@ -107,7 +107,7 @@ def _picture(path: Path, entries: list[dict[str, Any]]) -> None:
     axes.set_yscale("log")
     axes.set_ylabel("payload, MB/s (logarithmic)")
     axes.set_title("From queue to durable Zarr")
-    axes.legend(ncols=len(WRITERS), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    axes.legend(ncols=len(WRITERS), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.19))
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=150)

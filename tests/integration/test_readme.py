@@ -60,7 +60,7 @@ def test_the_make_targets_exist() -> None:
 
 
 def test_the_run_command_is_accepted() -> None:
-    (command,) = (command for command in _commands() if command[0] == "consumer")
+    (command,) = (command for command in _commands() if command[:2] == ["consumer", "run"])
     settings = load(command[2:])
     assert str(settings.output_root) == "/data/predictions"
 

@@ -21,12 +21,13 @@ from zarr.codecs import (
 )
 from zarr.storage import LocalStore
 
-from consumer.arrays import OpenArray, Store, open_array, open_store
+from consumer.arrays import LEDGER_ID, OpenArray, Store, open_array, open_store
 from consumer.contract import ArrayEntry
 from consumer.coverage import Box
 from consumer.errors import (
     ArrayMismatch,
     DamagedBlock,
+    Fenced,
     InvalidMessage,
     ParkError,
     TooLarge,
@@ -200,19 +201,25 @@ def by_zarr(folder: Path, path: str, **options: Any) -> None:
     zarr.create_array(LocalStore(folder), name=path, **wanted | options)
 
 
+def with_id_of(array: OpenArray, options: dict[str, Any]) -> dict[str, Any]:
+    """Return zarr's arguments with the id of a created array among the attributes."""
+    attributes = options.get("attributes", {}) | {LEDGER_ID: array.ledger_id}
+    return options | {"attributes": attributes}
+
+
 @pytest.mark.parametrize(("said", "options"), CREATED.values(), ids=CREATED)
 def test_created_metadata_is_byte_for_byte_what_zarr_writes(
     store: Store, tmp_path: Path, said: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    opened(store, entry(**said))
-    by_zarr(tmp_path / "plain", "g/img", **options)
+    array = opened(store, entry(**said))
+    by_zarr(tmp_path / "plain", "g/img", **with_id_of(array, options))
     assert files(store.path) == files(tmp_path / "plain")
 
 
 @pytest.mark.parametrize("path", ["img", "g/img", "a/b/c1/d/e/f/g/h/i/j/k/l"])
 def test_groups_are_created_as_zarr_writes_them(store: Store, tmp_path: Path, path: str) -> None:
-    opened(store, entry(array=path))
-    by_zarr(tmp_path / "plain", path, chunks=(1, 128, 128))
+    array = opened(store, entry(array=path))
+    by_zarr(tmp_path / "plain", path, **with_id_of(array, {"chunks": (1, 128, 128)}))
     assert files(store.path) == files(tmp_path / "plain")
 
 
@@ -225,6 +232,32 @@ def test_a_created_array_is_the_one_that_opening_it_finds(
     assert found.layout == created.layout
     assert found.layout.chunks == options["chunks"]
     assert found.layout.shards == options.get("shards")
+
+
+def test_each_array_has_an_id_of_its_own_and_keeps_it(store: Store) -> None:
+    ids = {path: opened(store, entry(array=path)).ledger_id for path in ("a", "b", "g/a")}
+    assert len(set(ids.values())) == 3
+    assert all(re.fullmatch(r"[0-9a-f]{16}", each) for each in ids.values())
+    assert {path: opened(store, entry(array=path)).ledger_id for path in ids} == ids
+
+
+def test_an_array_that_was_removed_and_made_anew_has_another_id(store: Store) -> None:
+    before = opened(store, entry()).ledger_id
+    (store.path / "g/img/zarr.json").unlink()
+    assert opened(store, entry()).ledger_id != before
+
+
+def test_the_id_of_another_array_is_not_taken_over_with_its_attributes(store: Store) -> None:
+    attributes = dict(opened(store, entry(attributes={"a": 1})).array.attrs)
+    copied = opened(store, entry(array="copy", attributes=attributes))
+    assert copied.ledger_id != attributes[LEDGER_ID]
+    assert dict(copied.array.attrs) == {"a": 1, LEDGER_ID: copied.ledger_id}
+
+
+@pytest.mark.parametrize("attributes", [{}, {LEDGER_ID: 7}], ids=["none", "not a text"])
+def test_an_array_of_others_has_no_id(store: Store, attributes: dict[str, Any]) -> None:
+    by_zarr(store.path, "g/img", chunks=(1, 100, 100), attributes=attributes)
+    assert opened(store, entry()).ledger_id == ""
 
 
 @pytest.mark.parametrize("write_empty_chunks", [True, False])
@@ -536,6 +569,11 @@ def test_an_empty_folder_becomes_the_array(store: Store) -> None:
     assert opened(store, entry()).layout.shape == (2, 300, 150)
 
 
+def test_empty_folders_that_a_fenced_writer_left_are_no_array(store: Store) -> None:
+    (store.path / "g/img/c/0/7").mkdir(parents=True)
+    assert opened(store, entry()).layout.shape == (2, 300, 150)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"zarr_format": 4}', b"\xff\xfe"])
 def test_metadata_that_cannot_be_read_is_refused(store: Store, content: bytes) -> None:
     (store.path / "g/img").mkdir(parents=True)
@@ -632,7 +670,15 @@ def test_stored_voxels_behind_a_link_are_not_read(store: Store, tmp_path: Path, 
 
 def test_a_store_that_does_not_exist_is_not_made_by_opening_it(root: Path) -> None:
     open_store(root, KEY, file_mode=0o644, folder_mode=0o755)
-    assert list(root.iterdir()) == []
+    assert [path.name for path in root.iterdir()] == [".tiles"]
+
+
+def test_opening_a_store_takes_it(root: Path, store: Store) -> None:
+    other = open_store(root, KEY, file_mode=0o644, folder_mode=0o755)
+    with pytest.raises(Fenced):
+        opened(store, entry())
+    assert not files(store.path)
+    opened(other, entry())
 
 
 def test_arrays_of_one_store_share_its_handle(store: Store) -> None:

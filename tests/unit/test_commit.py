@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from consumer.commit import Commit, probe, refuse_links, write_file
-from consumer.errors import UnsafePath
+from consumer.commit import Commit, probe
+from consumer.errors import Fenced, UnsafePath
+from consumer.files import refuse_links, write_file
 
 STORE = "plate7/d.zarr"
 OBJECTS = {
@@ -44,8 +45,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def commit_of(root: Path, *, file_mode: int = 0o644, folder_mode: int = 0o755) -> Commit:
-    """Return the commit of one tenure of one store."""
-    return Commit(root, STORE, file_mode=file_mode, folder_mode=folder_mode)
+    """Take the store."""
+    return Commit.take(root, STORE, file_mode=file_mode, folder_mode=folder_mode)
 
 
 def stored(root: Path) -> dict[str, bytes]:
@@ -212,6 +213,7 @@ def test_every_folder_made_is_synced_in_its_parent_up_to_the_root(
 ) -> None:
     commit_of(root).commit(parts(OBJECTS))
     made = [(i, event.path) for i, event in enumerate(events) if event.name == "mkdir"]
+    made = [(i, folder) for i, folder in made if folder.is_relative_to(root / "plate7")]
     assert root / "plate7" in [folder for _, folder in made]
     for at, folder in made:
         assert any(i > at for i in synced(events, folder.parent)), folder
@@ -494,13 +496,153 @@ def test_a_removed_store_is_made_again_once_folders_are_looked_at_again(
     assert stored(root) == OBJECTS
 
 
-def test_a_removed_state_folder_is_made_again_once_folders_are_looked_at_again(
+STANDING = ["g/img"]
+
+
+def test_an_array_that_must_stand_is_committed_to(root: Path, standing: Commit) -> None:
+    standing.commit({"g/img/c/7/0": [b"new"]}, standing=STANDING)
+    assert stored(root)["g/img/c/7/0"] == b"new"
+
+
+@pytest.mark.parametrize("removed", [STORE, f"{STORE}/g", f"{STORE}/g/img"])
+def test_nothing_is_made_of_an_array_that_must_stand_and_was_removed_before_its_first_commit(
+    root: Path, standing: Commit, removed: str
+) -> None:
+    standing.release()
+    fresh = commit_of(root)
+    remove(root / removed)
+    with pytest.raises(FileNotFoundError):
+        fresh.commit({"g/img/c/0/0": [b"new"]}, standing=STANDING)
+    assert not (root / removed).exists()
+
+
+def test_folders_above_an_array_that_must_stand_are_synced_too(
+    root: Path, standing: Commit, events: list[Event]
+) -> None:
+    standing.release()
+    fresh = commit_of(root)
+    events.clear()
+    fresh.commit({"g/img/c/0/0": [b"new"]}, standing=STANDING)
+    upwards = [root, root / "plate7", *(root / STORE / part for part in ("", "g", "g/img"))]
+    assert all(synced(events, folder) for folder in upwards)
+
+
+def test_a_link_above_an_array_that_must_stand_is_refused(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside/img").mkdir(parents=True)
+    (root / STORE).mkdir(parents=True)
+    (root / STORE / "g").symlink_to(tmp_path / "outside")
+    with pytest.raises(UnsafePath, match=r"d\.zarr/g is a symbolic link"):
+        commit_of(root).commit({"g/img/c/0": [b"new"]}, standing=STANDING)
+
+
+# -- removing -----------------------------------------------------------------------------------
+
+
+def test_what_is_none_is_removed(root: Path, standing: Commit) -> None:
+    standing.commit({"g/img/c/0/0": None, "g/img/c/0/1": [b"new"]})
+    left = {key: content for key, content in OBJECTS.items() if key != "g/img/c/0/0"}
+    assert stored(root) == left | {"g/img/c/0/1": b"new"}
+
+
+def test_what_is_none_need_not_be_there(root: Path, standing: Commit) -> None:
+    standing.commit({"g/img/c/9/9": None})
+    assert stored(root) == OBJECTS
+
+
+def test_a_removal_leaves_no_file_in_the_state_folder(root: Path, standing: Commit) -> None:
+    standing.commit({"g/img/c/0/0": None})
+    assert temporary_files(root) == []
+
+
+@pytest.mark.parametrize("key", ["g/img/c/0/0", "g/img/c/0/9"], ids=["there", "not there"])
+def test_the_folder_of_what_is_removed_is_synced_after(
+    root: Path, standing: Commit, events: list[Event], key: str
+) -> None:
+    events.clear()
+    standing.commit({key: None})
+    assert events[-1][:2] == ("fsync", root / STORE / "g/img/c/0")
+
+
+def test_a_folder_in_the_place_of_what_is_removed_stays(root: Path, standing: Commit) -> None:
+    with pytest.raises(IsADirectoryError, match=r"g/img/c/0"):
+        standing.commit({"g/img/c/0": None})
+    assert stored(root) == OBJECTS
+
+
+def test_a_link_in_the_place_of_what_is_removed_goes_and_not_what_it_leads_to(
+    root: Path, standing: Commit, outside: Path
+) -> None:
+    (root / STORE / "g/img/c/0/2").symlink_to(outside)
+    standing.commit({"g/img/c/0/2": None})
+    assert not (root / STORE / "g/img/c/0/2").is_symlink()
+    assert (outside / "0").read_bytes() == b"others'"
+
+
+# -- the ledger ---------------------------------------------------------------------------------
+
+LEDGER = f".tiles/{STORE}/ledger"
+
+
+def test_the_ledger_is_written_in_its_folder(root: Path) -> None:
+    commit_of(root).commit({}, {"g/img/.ledger.json": [b"a", b"b"]})
+    assert (root / LEDGER / "g/img/.ledger.json").read_bytes() == b"ab"
+
+
+def test_what_is_none_is_removed_from_the_ledger(root: Path) -> None:
+    commit = commit_of(root)
+    commit.commit({}, {"img/a": [b"a"], "img/b": [b"b"]})
+    commit.commit({}, {"img/a": None})
+    assert [path.name for path in (root / LEDGER / "img").iterdir()] == ["b"]
+
+
+def test_data_is_durable_before_any_of_the_ledger_is_seen(root: Path, events: list[Event]) -> None:
+    commit_of(root).commit(parts(OBJECTS), {"img/a": [b"a"], "img/b": [b"b"]})
+    [first, *_] = (i for i, _, to in renames(events) if to.is_relative_to(root / LEDGER))
+    folders = {(root / STORE / key).parent for key in OBJECTS}
+    made = {event.path for event in of_kind(events, "mkdir")}
+    above = {folder.parent for folder in made if folder.is_relative_to(root / "plate7")}
+    assert all(synced(events, folder)[-1] < first for folder in (folders | above) - {root})
+
+
+def test_the_ledger_is_durable_in_the_end(root: Path, events: list[Event]) -> None:
+    commit_of(root).commit(parts(OBJECTS), {"img/a": [b"a"]})
+    last = max(i for i, _, to in renames(events) if to.is_relative_to(root / LEDGER))
+    upwards = (f".tiles/{STORE}", f"{LEDGER}", f"{LEDGER}/img")
+    assert all(synced(events, root / folder)[-1] > last for folder in upwards)
+
+
+def test_data_and_ledger_are_synced_side_by_side_before_anything_is_seen(
+    root: Path, events: list[Event]
+) -> None:
+    commit_of(root).commit(parts(OBJECTS), {"img/a": [b"a"]})
+    first = min(i for i, _, _ in renames(events))
+    assert all(synced(events, temporary)[0] < first for _, temporary, _ in renames(events))
+
+
+@pytest.mark.parametrize("fault", NOT_IN_PLACE.values(), ids=NOT_IN_PLACE)
+def test_nothing_of_the_ledger_is_seen_where_data_is_not_durable(
+    root: Path, standing: Commit, fault: Fault
+) -> None:
+    name, call, number = fault
+    standing.commit({}, {"img/a": [b"old"]})
+    more = 1 if name == "fsync" else 0  # of the ledger's file
+    with pytest.MonkeyPatch.context() as faulty:
+        failing(faulty, name, call + more, number)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            standing.commit(parts(NEW), {"img/a": [b"new"]})
+    assert (root / LEDGER / "img/a").read_bytes() == b"old"
+
+
+def test_a_removed_ledger_folder_is_made_again_once_folders_are_looked_at_again(
     root: Path, standing: Commit
 ) -> None:
-    remove(root / ".tiles")
+    standing.commit({}, {"img/a": [b"old"]})
+    remove(root / LEDGER)
+    with pytest.raises(FileNotFoundError):
+        standing.commit({}, {"img/a": [b"new"]})
     standing.forget_folders()
-    standing.commit({"zarr.json": [b"new"]})
-    assert stored(root)["zarr.json"] == b"new"
+    standing.commit({}, {"img/a": [b"new"]})
+    assert (root / LEDGER / "img/a").read_bytes() == b"new"
 
 
 # -- letting go ---------------------------------------------------------------------------------
@@ -511,30 +653,29 @@ def test_release_leaves_nothing_in_the_state_folder(root: Path, standing: Commit
     assert not (root / ".tiles").exists()
 
 
-def test_release_leaves_the_store_alone(root: Path, standing: Commit) -> None:
+def test_release_leaves_the_store_and_the_ledger_alone(root: Path, standing: Commit) -> None:
+    standing.commit({}, {"img/a": [b"a"]})
     standing.release()
     assert stored(root) == OBJECTS
+    assert temporary_files(root) == [root / LEDGER / "img/a"]
 
 
 def test_release_may_come_before_any_commit_and_twice(root: Path) -> None:
     commit = commit_of(root)
     commit.release()
-    commit.commit(parts(OBJECTS))
     commit.release()
-    commit.release()
-    assert stored(root) == OBJECTS
+    assert not any(root.iterdir())
 
 
-def test_release_leaves_others_of_the_same_store_at_work(root: Path, standing: Commit) -> None:
-    other = commit_of(root)
-    other.commit({"zarr.json": [b"{}"]})
+def test_nothing_is_committed_after_the_release(root: Path, standing: Commit) -> None:
     standing.release()
-    other.commit(parts(OBJECTS))
+    with pytest.raises(Fenced, match=r"plate7/d\.zarr: the epoch 1-\w+ is over"):
+        standing.commit(parts(NEW))
     assert stored(root) == OBJECTS
 
 
 def test_release_leaves_stores_of_the_same_folder_at_work(root: Path, standing: Commit) -> None:
-    other = Commit(root, "plate7/e.zarr", file_mode=0o644, folder_mode=0o755)
+    other = Commit.take(root, "plate7/e.zarr", file_mode=0o644, folder_mode=0o755)
     other.commit(parts(OBJECTS))
     standing.release()
     other.commit(parts(OBJECTS))
@@ -555,11 +696,12 @@ def released_before(
     monkeypatch.setattr(os, name, interrupted)
 
 
+@pytest.mark.parametrize("depth", range(4))
 def test_release_leaves_another_alone_that_is_just_making_its_folders(
-    root: Path, standing: Commit, monkeypatch: pytest.MonkeyPatch
+    root: Path, standing: Commit, monkeypatch: pytest.MonkeyPatch, depth: int
 ) -> None:
-    state = root / ".tiles" / STORE
-    released_before(monkeypatch, "mkdir", lambda path: path.parent.is_relative_to(state), standing)
+    state = [".tiles", ".tiles/plate7", f".tiles/{STORE}", f".tiles/{STORE}/epochs"][depth]
+    released_before(monkeypatch, "mkdir", lambda path: path.parent == root / state, standing)
     commit_of(root).commit(parts(NEW))
     assert stored(root) == NEW
 
@@ -572,8 +714,8 @@ def test_release_leaves_the_probe_alone(
 
 
 def test_release_removes_what_a_crashed_write_left(root: Path, standing: Commit) -> None:
-    [staging] = [path for path in (root / ".tiles").rglob("*") if not any(path.iterdir())]
-    (staging / "0123456789abcdef").write_bytes(b"a part of a chunk")
+    epoch = root / ".tiles" / STORE / "epochs" / standing.epoch
+    (epoch / "0123456789abcdef").write_bytes(b"a part of a chunk")
     standing.release()
     assert not (root / ".tiles").exists()
 

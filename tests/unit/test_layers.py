@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "consumer"
-PURE = ("assembler", "blocks", "budget", "coverage", "placement", "stored")
+PURE = (
+    "assembler",
+    "blocks",
+    "budget",
+    "coverage",
+    "ledger",
+    "ledger_format",
+    "placement",
+    "runs",
+    "stored",
+)
 
 
 def _imports(module: Path) -> set[str]:
@@ -24,7 +34,7 @@ def _imports(module: Path) -> set[str]:
 def _importers(library: str) -> set[str]:
     return {
         module.stem
-        for module in PACKAGE.glob("*.py")
+        for module in (*PACKAGE.glob("*.py"), *PACKAGE.glob("commands/*.py"))
         if any(name.split(".")[0] == library for name in _imports(module))
     }
 
@@ -34,6 +44,7 @@ def _importers(library: str) -> set[str]:
     [
         pytest.param("pika", {"broker", "connection", "topology"}, id="pika"),
         pytest.param("zarr", {"arrays", "encoder"}, id="zarr"),
+        pytest.param("rich", {"table"}, id="rich"),
         pytest.param("prometheus_client", {"metrics", "health"}, id="prometheus_client"),
     ],
 )
@@ -53,6 +64,29 @@ def test_what_a_producer_imports_loads_nothing_of_the_service() -> None:
         "import sys, consumer.message\n"
         "service = {'zarr', 'prometheus_client', 'pydantic_settings', 'pythonjsonlogger'}\n"
         "print(sorted(service & set(sys.modules)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"
+
+
+def test_what_runs_the_service_loads_nothing_that_is_for_terminals() -> None:
+    program = (
+        "import sys, consumer.cli, consumer.commands.run, consumer.writer\n"
+        "print('rich' in sys.modules, 'consumer.service' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "False True"
+
+
+@pytest.mark.parametrize("name", ["status", "missing", "wait", "reset"])
+def test_a_command_on_ledgers_needs_neither_broker_nor_zarr(name: str) -> None:
+    program = (
+        f"import sys, consumer.cli, consumer.commands.{name}\n"
+        "print(sorted({'pika', 'zarr', 'prometheus_client', 'rich'} & set(sys.modules)))"
     )
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
