@@ -1,12 +1,12 @@
 """What scenarios need of the product beyond its settings, and whether it has it."""
 
-import importlib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+import consumer
 from consumer.blocks import ArrayKey
+from consumer.ledger_files import read
 from consumer.settings import Settings
 
 # By what happens there: every step of taking a store, of a commit and of acknowledging.
@@ -40,8 +40,10 @@ def has_failpoints() -> bool:
 
 
 def has_ledger() -> bool:
-    """Whether the product remembers what is durable."""
-    return find_spec("consumer.ledger_files") is not None
+    """Whether the service, and not its commands only, knows of ledgers."""
+    modules = Path(consumer.__file__).parent.glob("*.py")
+    service = [path for path in modules if not path.stem.startswith("ledger")]
+    return any("consumer.ledger_files" in path.read_text() for path in service)
 
 
 def need_failpoints() -> None:
@@ -52,7 +54,6 @@ def need_failpoints() -> None:
 
 def missing(root: Path, store: str, array: str) -> Iterator[tuple[slice, ...]]:
     """Yield the regions that the ledger calls missing; raises NoLedger."""
-    read: Any = importlib.import_module("consumer.ledger_files").read
     ledger, damages = read(root, ArrayKey(store, array))
     if ledger is None or damages:
         raise NoLedger("; ".join(damages) or "there is none")
