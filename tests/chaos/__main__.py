@@ -15,6 +15,8 @@ from chaos.runs import Outcome, run, soak
 from chaos.stage import WITHOUT, Options, start_broker
 from consumer.testing import BrokerMissing
 
+_PROBLEM = 2000
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the scenarios and return the exit code: 0 where every row is clean."""
@@ -61,6 +63,8 @@ def _played(given: argparse.Namespace, options: Options) -> Iterator[Outcome]:
 def _tell(outcome: Outcome) -> None:
     state = "not run" if outcome.not_run else "clean" if outcome.clean else "NOT CLEAN"
     print(f"{outcome.row.name}: {state}, {outcome.row.seconds:.0f} s", flush=True)
+    for problem in outcome.problems:
+        print(f"  {problem}"[:_PROBLEM], flush=True)
 
 
 def _good(outcome: Outcome) -> bool:

@@ -16,13 +16,13 @@ class Scenario:
     full, quick : int
         Faults or tiles.
     play : callable
-        Plays it, and returns how many there were.
+        Plays it with so many, and counts them.
     """
 
     name: str
     full: int
     quick: int
-    play: Callable[[Stage, int], int]
+    play: Callable[[Stage, int], None]
 
 
 SCENARIOS = (

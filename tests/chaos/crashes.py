@@ -21,14 +21,13 @@ _SHARES = {"take": 0.5, "ledger": 0.2}
 _USUAL_SHARE = 0.08
 
 
-def sigkill(stage: Stage, count: int) -> int:
+def sigkill(stage: Stage, count: int) -> None:
     """Kill a random consumer, time and again."""
     stage.start()
     with stage.load():
         stage.fleet.wait_acknowledged(0)
-        for _ in range(count):
+        for _ in stage.counted(count):
             kill_one(stage)
-    return count
 
 
 def kill_one(stage: Stage) -> None:
@@ -42,14 +41,13 @@ def kill_one(stage: Stage) -> None:
     stage.recovered(since)
 
 
-def sigterm(stage: Stage, count: int) -> int:
+def sigterm(stage: Stage, count: int) -> None:
     """Tell a random consumer to stop, time and again."""
     stage.start()
     with stage.load():
         stage.fleet.wait_acknowledged(0)
-        for _ in range(count):
+        for _ in stage.counted(count):
             terminate_one(stage)
-    return count
 
 
 def terminate_one(stage: Stage) -> None:
@@ -74,7 +72,7 @@ def pause_one(stage: Stage) -> None:
     fleets.signal_all(family, signal.SIGCONT)
 
 
-def sigstop(stage: Stage, count: int) -> int:
+def sigstop(stage: Stage, count: int) -> None:
     """Pause consumers at each failpoint until others have gone on, then let them continue."""
     product.need_failpoints()
     fleet = stage.add_fleet(heartbeat_s=_HEARTBEAT_S)
@@ -85,7 +83,6 @@ def sigstop(stage: Stage, count: int) -> int:
     with stage.load():
         wait_until(lambda: pauses.over(count), pauses.told, 60.0 + 30 * count, poll_s=0.1)
     stage.notes.append(f"paused at {', '.join(pauses.passed)}")
-    return len(pauses.passed)
 
 
 def _points(stage: Stage, count: int) -> list[str]:
@@ -137,6 +134,7 @@ class _Pauses:
             self.stage.recoveries.append(self.stage.fleet.acknowledged_at() - since)
         del self.since[id(consumer)]
         self.passed.append(self.armed[id(consumer)])
+        self.stage.faults += 1
         fleets.signal_all(fleets.processes(consumer), signal.SIGCONT)
         self._arm_again(consumer)
 

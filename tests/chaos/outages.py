@@ -15,14 +15,13 @@ _SHORT_CUT_S = 1.5
 _BAD_EACH = 12
 
 
-def broker_restart(stage: Stage, count: int) -> int:
+def broker_restart(stage: Stage, count: int) -> None:
     """Kill the broker, and start it again."""
     stage.start()
     with stage.load():
         stage.fleet.wait_acknowledged(0)
-        for _ in range(count):
+        for _ in stage.counted(count):
             restart_broker(stage)
-    return count
 
 
 def restart_broker(stage: Stage) -> None:
@@ -36,16 +35,15 @@ def restart_broker(stage: Stage) -> None:
     stage.recovered(since)
 
 
-def partition(stage: Stage, count: int) -> int:
+def partition(stage: Stage, count: int) -> None:
     """Cut the active consumer off from the broker, and heal that later."""
     fleet = stage.add_fleet(heartbeat_s=_HEARTBEAT_S)
     links = connect_by_links(stage)
     fleet.start()
     with stage.load():
         stage.fleet.wait_acknowledged(0)
-        for number in range(count):
+        for number in stage.counted(count):
             cut_off(stage, links, short=number % 3 == 1)
-    return count
 
 
 def connect_by_links(stage: Stage) -> dict[int, Link]:
@@ -87,18 +85,17 @@ def _wait_other(stage: Stage, victim: ConsumerProcess, since: float) -> None:
     wait_until(taken_over, lambda: f"a successor:\n{stage.fleet.tails()}", poll_s=0.1)
 
 
-def memory_alarm(stage: Stage, count: int) -> int:
+def memory_alarm(stage: Stage, count: int) -> None:
     """Raise a memory alarm while messages are parked: it blocks all that publish."""
     bad = prepare_bad(stage)
     stage.start()
     kinds = stage.chance.sample(sorted(bad), _BAD_EACH * count)
     with stage.load():
         stage.fleet.wait_acknowledged(0)
-        for number in range(count):
+        for number in stage.counted(count):
             sample = kinds[number::count]
             stage.bad |= {identity: bad[identity] for identity in sample}
             raise_alarm(stage, [bad[identity] for identity in sample])
-    return count
 
 
 def raise_alarm(stage: Stage, bad: list[Publish]) -> None:

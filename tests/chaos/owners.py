@@ -9,7 +9,7 @@ from chaos.stage import Stage
 _RATE = 60.0
 
 
-def two_owners(stage: Stage, count: int) -> int:
+def two_owners(stage: Stage, count: int) -> None:
     """Send the tiles of the same blocks to two queues at random; each has a consumer of its own."""
     fleets = [stage.start(count=1, idle_s=0.3) for _ in range(2)]
     shares: tuple[list[Tile], list[Tile]] = ([], [])
@@ -27,4 +27,4 @@ def two_owners(stage: Stage, count: int) -> int:
     ]
     for producer in producers:
         producer.wait()
-    return count
+    stage.faults = count

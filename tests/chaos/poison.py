@@ -35,7 +35,7 @@ _CONFLICTS = {"source_conflict", "run_conflict"}
 _KILLER = "kills-whoever-takes-it"
 
 
-def poison(stage: Stage, count: int) -> int:
+def poison(stage: Stage, count: int) -> None:
     """Mix every kind of bad message into good tiles, and kill consumers meanwhile."""
     bad = prepare_bad(stage)
     stage.kept = snapshot(stage.folder)
@@ -57,7 +57,7 @@ def poison(stage: Stage, count: int) -> int:
     stage.send(publish_tile(stage.oracle, tile) for tile in bound)
     stage.fleet.wait_acknowledged(0)
     _meet(stage, list(_mixed(stage, list(bad.values()), count - len(bound))))
-    return count
+    stage.faults = count
 
 
 def prepare_bad(stage: Stage) -> dict[bytes, Publish]:

@@ -45,15 +45,14 @@ def run(scenario: Scenario, broker: RabbitMQ, options: Options) -> Outcome:
     wanted = scenario.quick if options.quick else scenario.full
     began = time.monotonic()
     with Stage(scenario.name, broker, options) as stage:
-        faults = 0
         try:
-            faults = scenario.play(stage, wanted)
+            scenario.play(stage, wanted)
         except NotRun as reason:
             return Outcome(Row(scenario.name), wanted, reason)
         except Exception as error:
             stage.problems.append(f"{type(error).__name__}: {error}")
             stage.notes.append(traceback.format_exc())
-        row = finish(stage, faults)
+        row = finish(stage)
     row = replace(row, seconds=round(time.monotonic() - began, 1))
     return Outcome(row, wanted, None, stage.recoveries, stage.problems, stage.notes)
 

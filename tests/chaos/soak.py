@@ -16,7 +16,7 @@ _SHARE = 0.001
 _BAD_EACH = 10
 
 
-def mix(stage: Stage, count: int) -> int:
+def mix(stage: Stage, count: int) -> None:
     """Let so many random faults happen, one after the other, under load."""
     disk = stage.enter(PowerlessDisk(stage.folder, stage.root))
     bad = prepare_bad(stage)
@@ -28,12 +28,11 @@ def mix(stage: Stage, count: int) -> int:
     with stage.load() as producer:
         stage.fleet.wait_acknowledged(0)
         faults = _faults(stage, disk, links, bad, producer)
-        for _ in range(count):
+        for _ in stage.counted(count):
             name = stage.chance.choice(sorted(faults))
             faults[name]()
             happened[name] += 1
     stage.notes.append(", ".join(f"{count} {name}" for name, count in sorted(happened.items())))
-    return count
 
 
 def _faults(

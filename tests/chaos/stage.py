@@ -4,7 +4,7 @@ import contextlib
 import random
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +56,8 @@ class Stage:
     ----------
     chance : Random
         Seeded; every choice is its.
+    faults : int
+        Those that happened, or tiles published, whichever the scenario counts.
     recoveries : list of float
         Seconds from each fault to the next acknowledgement.
     problems, notes : list of str
@@ -83,6 +85,7 @@ class Stage:
     bad: dict[bytes, Publish] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
     kept: dict[str, str] = field(default_factory=dict)
+    faults: int = 0
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
@@ -162,6 +165,12 @@ class Stage:
         """Set the failpoints that a consumer has from its next start on."""
         off = [product.FENCE_OFF] if self.options.without == "fence" else []
         consumer.environment[FAILPOINTS] = ";".join([*off, *points])
+
+    def counted(self, count: int) -> Iterator[int]:
+        """Yield as many numbers, and count each as a fault when its turn is over."""
+        for number in range(count):
+            yield number
+            self.faults += 1
 
     def load(self, *, rate: float = RATE) -> Producer:
         """Publish tiles for as long as the block is entered."""

@@ -22,7 +22,7 @@ _HANG_HEARTBEAT_S = 5
 _BALLAST = "ballast"
 
 
-def disk_full(stage: Stage, count: int) -> int:
+def disk_full(stage: Stage, count: int) -> None:
     """Fill a small file system, and free it later."""
     try:
         stage.enter(tmpfs(stage.root, _SMALL))
@@ -31,9 +31,8 @@ def disk_full(stage: Stage, count: int) -> int:
     stage.start()
     with stage.load():
         stage.fleet.wait_acknowledged(0)
-        for _ in range(count):
+        for _ in stage.counted(count):
             fill_disk(stage)
-    return count
 
 
 def fill_disk(stage: Stage) -> None:
@@ -62,7 +61,7 @@ def _all_see_it(stage: Stage) -> bool:
     return all(found and not found["tiles_root_writable"] for found in stage.fleet.metrics())
 
 
-def io_errors(stage: Stage, count: int) -> int:
+def io_errors(stage: Stage, count: int) -> None:
     """Let one of a hundred calls of each kind fail, with EIO or with ENOSPC."""
     stage.root.mkdir()
     disk = FailingDisk(stage.folder, stage.root, _SHARE)
@@ -77,22 +76,21 @@ def io_errors(stage: Stage, count: int) -> int:
     wanted = {f"{e} {call}" for e in ("EIO", "ENOSPC") for call in FailingDisk.CALLS}
     if wanted - set(failed):
         stage.problems.append(f"never failed: {', '.join(sorted(wanted - set(failed)))}")
-    return count
+    stage.faults = count
 
 
-def slow_fsync(stage: Stage, count: int) -> int:
+def slow_fsync(stage: Stage, count: int) -> None:
     """Have the disk hang for a minute: heartbeats go on, and the broker takes nothing away."""
     disk = SlowDisk(stage.folder)
     fleet = stage.start(environment=disk.environment, heartbeat_s=_HANG_HEARTBEAT_S)
     seconds = _HANG_QUICK_S if stage.options.quick else _HANG_S
     with stage.load():
         stage.fleet.wait_acknowledged(0)
-        for _ in range(count):
+        for _ in stage.counted(count):
             hang(stage, disk, seconds)
     logs = "".join(consumer.log.read_text() for consumer in fleet.consumers)
     if "PRECONDITION_FAILED" in logs:
         stage.problems.append(f"held a delivery for more than {CONSUMER_TIMEOUT_S} s")
-    return count
 
 
 def hang(stage: Stage, disk: SlowDisk, seconds: float) -> None:
@@ -121,16 +119,15 @@ def hang(stage: Stage, disk: SlowDisk, seconds: float) -> None:
     stage.recovered(time.time())
 
 
-def power_loss(stage: Stage, count: int) -> int:
+def power_loss(stage: Stage, count: int) -> None:
     """Cut the power of disk and consumers, and start them again on what was synced."""
     disk = stage.enter(PowerlessDisk(stage.folder, stage.root))
     # A probe syncs, and that could make durable what the commit has forgotten.
     stage.start(probe_interval_s=600)
     with stage.load() as producer:
         stage.fleet.wait_acknowledged(0)
-        for number in range(count):
+        for number in stage.counted(count):
             lose_power(stage, disk, producer, idle=number % 2 == 0)
-    return count
 
 
 def lose_power(stage: Stage, disk: PowerlessDisk, producer: Producer, *, idle: bool) -> None:
@@ -149,14 +146,13 @@ def lose_power(stage: Stage, disk: PowerlessDisk, producer: Producer, *, idle: b
     stage.recovered(since)
 
 
-def store_removed(stage: Stage, count: int) -> int:
+def store_removed(stage: Stage, count: int) -> None:
     """Remove a store, and publish again what was in it."""
     stage.start()
     with stage.load() as producer:
         stage.fleet.wait_acknowledged(0)
-        for number in range(count):
+        for number in stage.counted(count):
             remove_store(stage, producer, idle=number % 2 == 0)
-    return count
 
 
 def remove_store(stage: Stage, producer: Producer, *, idle: bool) -> None:

@@ -48,7 +48,7 @@ class Row:
         return not any(wrong) and self.published > 0
 
 
-def finish(stage: Stage, faults: int) -> Row:
+def finish(stage: Stage) -> Row:
     """Let the consumers do the rest, end them, and read everything back."""
     for fleet in stage.fleets:
         _settle(stage, fleet)
@@ -70,7 +70,7 @@ def finish(stage: Stage, faults: int) -> Row:
     stage.problems += [f"{name} was changed by a message that is parked" for name in changed]
     return Row(
         stage.name,
-        faults,
+        stage.faults,
         stage.published,
         found.lost,
         found.corrupt,
