@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ REPLICAS = 3
 CONSUMER_TIMEOUT_S = 120
 _POLL_S = 0.1
 _QUIET_S = 1.0
+# Longer than the grace time.
+_STOP_S = 45.0
 _DEFAULTS: dict[str, Any] = {
     "consumer_timeout_s": CONSUMER_TIMEOUT_S,
     "max_age_s": 6,
@@ -185,9 +188,17 @@ def running(consumer: ConsumerProcess) -> bool:
 
 
 def stopped(consumer: ConsumerProcess) -> int:
-    """Send SIGTERM; return the exit code, also of one that has ended by itself."""
-    assert consumer.process is not None
-    return consumer.stop(60.0) if running(consumer) else consumer.process.wait()
+    """Send SIGTERM; return the exit code, also of one that has ended by itself.
+
+    One that does not end is killed, and has a signal's number for a code.
+    """
+    if consumer.process is None:
+        return 0
+    if running(consumer):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return consumer.stop(_STOP_S)
+        signal_all(processes(consumer), signal.SIGKILL)
+    return consumer.process.wait()
 
 
 def processes(consumer: ConsumerProcess) -> list[psutil.Process]:

@@ -52,9 +52,19 @@ def run(scenario: Scenario, broker: RabbitMQ, options: Options) -> Outcome:
         except Exception as error:
             stage.problems.append(f"{type(error).__name__}: {error}")
             stage.notes.append(traceback.format_exc())
-        row = finish(stage)
+        row = _finished(stage)
     row = replace(row, seconds=round(time.monotonic() - began, 1))
     return Outcome(row, wanted, None, stage.recoveries, stage.problems, stage.notes)
+
+
+def _finished(stage: Stage) -> Row:
+    """Return the row, without anything published where it cannot be made up: that is not clean."""
+    try:
+        return finish(stage)
+    except Exception as error:
+        stage.problems.append(f"nothing can be said of the end: {type(error).__name__}: {error}")
+        stage.notes.append(traceback.format_exc())
+        return Row(stage.name, stage.faults)
 
 
 def soak(broker: RabbitMQ, options: Options, minutes: float) -> Outcome:
