@@ -3,7 +3,7 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-full test-node contract bench bench-quick bench-stages bench-publishing lint requirements clean
+.PHONY: help demo test test-full test-node contract bench bench-quick bench-stages bench-publishing chaos chaos-quick soak lint requirements clean
 
 help: ## List these commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,17 @@ bench-stages: ## Measure each stage of a tile's way alone.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)
 	@deploy/scripts/setup-rabbitmq
 	@PYTHONPATH=.:tests .venv/bin/python -m benchmarks.stages $(ARGS)
+
+chaos: ## Let faults happen by the hundred; takes about an hour. ARGS="--scenario sigkill --seed 7".
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	@deploy/scripts/setup-rabbitmq
+	@PYTHONPATH=.:tests .venv/bin/python -m chaos $(ARGS)
+
+chaos-quick: ## The same in short; takes a few minutes.
+	@$(MAKE) --no-print-directory chaos ARGS="--quick $(ARGS)"
+
+soak: ## A random mix of faults for an hour; ARGS="--minutes 10" for less.
+	@$(MAKE) --no-print-directory chaos ARGS="--scenario soak $(ARGS)"
 
 lint: ## Check style and types.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)

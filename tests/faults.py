@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -192,7 +193,7 @@ class Image:
     tile: int
     extra: tuple[tuple[str, Any], ...] = ()
 
-    @property
+    @cached_property
     def truth(self) -> npt.NDArray[np.uint32]:
         """CYX."""
         count = self.size[0] * self.size[1]

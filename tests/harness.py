@@ -29,7 +29,11 @@ READY_S = 30.0
 
 
 def wait_until(
-    condition: Callable[[], bool], what: str | Callable[[], str], timeout_s: float = 60.0
+    condition: Callable[[], bool],
+    what: str | Callable[[], str],
+    timeout_s: float = 60.0,
+    *,
+    poll_s: float = 0.02,
 ) -> None:
     """Return once the condition holds, or fail with what was waited for."""
     deadline = time.monotonic() + timeout_s
@@ -37,7 +41,7 @@ def wait_until(
         if time.monotonic() > deadline:
             told = what if isinstance(what, str) else what()
             raise AssertionError(f"waited {timeout_s:g} s in vain for {told}")
-        time.sleep(0.02)
+        time.sleep(poll_s)
 
 
 def voxels(shape: Sequence[int], *, array: int = 0, dtype: str = "float32") -> npt.NDArray[Any]:

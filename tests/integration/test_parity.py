@@ -882,7 +882,7 @@ def test_files_and_folders_have_the_modes_of_the_settings(sparing: Stitching, dr
     assert modes == {(True, 0o750), (False, 0o640)}
 
 
-def test_nothing_but_stores_is_left_after_the_consumer_stopped(
+def test_nothing_but_stores_and_their_ledgers_is_left_after_the_consumer_stopped(
     broker: RabbitMQ, draw: Draw, tmp_path: Path
 ) -> None:
     pictures = [draw(store=f"s{i}/d.zarr", array=f"g/{i}", chunks=[64, 64]) for i in range(20)]
@@ -890,8 +890,10 @@ def test_nothing_but_stores_is_left_after_the_consumer_stopped(
         stitching.write(in_turn(*pictures))
         assert stitching.consumer.stop() == 0
     root = tmp_path / "root"
-    assert list((root / ".tiles").glob("**/*")) == []
-    left = {str(path.relative_to(root)) for path in walk(root)}
+    state = list((root / ".tiles").glob("**/*"))
+    assert {path.name for path in state if path.is_file()} == {".ledger.json", ".blocks-00000.json"}
+    assert not {"epochs", "fenced"} & {path.name for path in state}
+    left = {str(path.relative_to(root)) for path in walk(root) if path not in state}
     chunks = {f"s{i}/d.zarr/g/{i}/c/{y}/{x}" for i in range(20) for y in range(3) for x in range(3)}
     assert left - chunks == {
         f"s{i}/d.zarr/{node}zarr.json" for i in range(20) for node in ("", "g/", f"g/{i}/")

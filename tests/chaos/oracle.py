@@ -1,0 +1,165 @@
+"""Reads back what a scenario has left, with plain zarr and plain files, and says what is wrong.
+
+Knows only what was published with a confirm.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from chaos import product
+from chaos.images import Place
+from faults import Image
+
+STATE_FOLDER = ".tiles"
+# Folders of these names hold one entry for each tenure that was not let go.
+_TENURES = ("epochs", "fenced", "staging")
+
+Confirmed: TypeAlias = Mapping[Image, Collection[Place]]
+
+
+@dataclass
+class Found:
+    """What is wrong.
+
+    Attributes
+    ----------
+    lost : int
+        Confirmed tiles that are not wholly there, or that the ledger calls missing.
+    corrupt : int
+        Voxels of confirmed tiles that hold another value.
+    foreign : int
+        Voxels outside every crop that are not the fill value, or that the ledger calls filled;
+        arrays and files that nobody sent.
+    leftovers : int
+        Temporary files, tenures that are over, messages still in the queue.
+    notes : list of str
+        Where, for a person.
+    """
+
+    lost: int = 0
+    corrupt: int = 0
+    foreign: int = 0
+    leftovers: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def __iadd__(self, other: Self) -> Self:
+        for name in ("lost", "corrupt", "foreign", "leftovers"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.notes += other.notes
+        return self
+
+
+def examine(root: Path, confirmed: Confirmed, known: Collection[str] = ()) -> Found:
+    """Compare every voxel and every file below the root; `known` names what lay there before."""
+    found = Found()
+    for image, places in confirmed.items():
+        found += _array(root, image, places)
+        found += _ledger(root, image, places)
+    found += _strangers(root, confirmed, known)
+    found += _leftovers(root / STATE_FOLDER)
+    return found
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Return the digest of every file below a folder, metadata and the consumer's state left out.
+
+    An array that is opened gets an id in its attributes.
+    """
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "zarr.json" and STATE_FOLDER not in path.parts
+    }
+
+
+def _array(root: Path, image: Image, places: Collection[Place]) -> Found:
+    where = f"{image.store}/{image.path}"
+    try:
+        array = zarr.open_array(root / image.store, path=image.path, mode="r")
+        stored = np.asarray(array[:], dtype=np.uint32)
+    except Exception as error:  # whatever zarr finds wrong with what is stored
+        return Found(lost=len(places), notes=[f"{where} cannot be read: {error!r}"])
+    found, covered = Found(), _covered(image, places)
+    for place in places:
+        region = (slice(None), *image.box(place))
+        found += _tile(f"{where} {place}", stored[region], image.truth[region])
+    foreign = int(np.count_nonzero(stored[~covered]))
+    if foreign:
+        found += Found(foreign=foreign, notes=[f"{where} has {foreign} voxels outside all tiles"])
+    return found
+
+
+def _tile(where: str, stored: npt.NDArray[Any], truth: npt.NDArray[Any]) -> Found:
+    absent = int(np.count_nonzero(stored == 0))
+    other = int(np.count_nonzero(stored != truth)) - absent
+    notes = [f"{where} lacks {absent} and has {other} other voxels of {truth.size}"]
+    return Found(bool(absent), other, notes=notes) if absent or other else Found()
+
+
+def _covered(image: Image, places: Collection[Place]) -> npt.NDArray[np.bool_]:
+    covered = np.zeros((1, *image.size), bool)
+    for place in places:
+        covered[(slice(None), *image.box(place))] = True
+    return covered
+
+
+def _ledger(root: Path, image: Image, places: Collection[Place]) -> Found:
+    """Compare the ledger with what was confirmed."""
+    if not product.has_ledger():
+        return Found()
+    where, covered = f"the ledger of {image.store}/{image.path}", _covered(image, places)
+    missing = np.zeros_like(covered)
+    try:
+        for slices in product.missing(root, image.store, image.path):
+            missing[slices] = True
+    except product.NoLedger as error:
+        return Found(lost=len(places), notes=[f"{where}: {error}"])
+    lost = [p for p in places if missing[(slice(None), *image.box(p))].any()]
+    foreign = int(np.count_nonzero(~missing & ~covered))
+    notes = [f"{where} misses {len(lost)} tiles, {lost[:3]}, and has {foreign} voxels too many"]
+    return Found(len(lost), 0, foreign, notes=notes) if lost or foreign else Found()
+
+
+def _strangers(root: Path, confirmed: Confirmed, known: Collection[str]) -> Found:
+    """Count files outside every array that was sent."""
+    found = Found()
+    arrays = {f"{image.store}/{image.path}" for image in confirmed}
+    groups = {str(parent) for name in arrays for parent in Path(name).parents}
+    for path in _files(root):
+        name = path.relative_to(root)
+        above, chunk = _split(name)
+        if name.parts[0] in {STATE_FOLDER, *known} or str(above) in (arrays if chunk else groups):
+            continue
+        if name.name == "zarr.json" and str(above) in arrays:
+            continue
+        found += Found(foreign=1, notes=[f"{name} was sent by nobody"])
+    return found
+
+
+def _split(name: Path) -> tuple[Path, bool]:
+    """Return the array's folder of a chunk, or else the file's, and whether it is a chunk."""
+    if "c" in name.parts:
+        return Path(*name.parts[: name.parts.index("c")]), True
+    return name.parent, False
+
+
+def _leftovers(state: Path) -> Found:
+    """Count files but those of ledgers, and tenures, below the consumer's own folder."""
+    found = Found()
+    for path in sorted(state.rglob("*")):
+        inside = path.relative_to(state).parts
+        tenure = path.is_dir() and path.parent.name in _TENURES
+        if tenure or (path.is_file() and "ledger" not in inside):
+            found += Found(leftovers=1, notes=[f"{STATE_FOLDER}/{Path(*inside)} is left over"])
+    return found
+
+
+def _files(root: Path) -> Iterator[Path]:
+    return (path for path in sorted(root.rglob("*")) if not path.is_dir())

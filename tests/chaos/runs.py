@@ -1,0 +1,96 @@
+"""Plays a scenario from start to end; what it raises becomes a line of its outcome."""
+
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+from chaos.catalogue import SOAK, Scenario
+from chaos.product import NotRun
+from chaos.stage import Options, Stage
+from chaos.verdict import Row, finish
+from consumer.testing import RabbitMQ
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a scenario.
+
+    Attributes
+    ----------
+    wanted : int
+        How many faults there should have been; 0: any.
+    not_run : NotRun or None
+        Why it could not be run at all; it counts as nothing then.
+    recoveries : sequence of float
+        Seconds from a fault to the next acknowledgement.
+    """
+
+    row: Row
+    wanted: int
+    not_run: NotRun | None = None
+    recoveries: Sequence[float] = ()
+    problems: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def clean(self) -> bool:
+        """Whether it ran as it should and found nothing."""
+        counted = self.row.faults == self.wanted if self.wanted else self.row.faults > 0
+        return self.not_run is None and self.row.clean and counted and not self.problems
+
+
+def run(scenario: Scenario, broker: RabbitMQ, options: Options) -> Outcome:
+    """Play a scenario and look at what it left."""
+    wanted = scenario.quick if options.quick else scenario.full
+    began = time.monotonic()
+    with Stage(scenario.name, broker, options) as stage:
+        try:
+            scenario.play(stage, wanted)
+        except NotRun as reason:
+            return Outcome(Row(scenario.name), wanted, reason)
+        except Exception as error:
+            stage.problems.append(f"{type(error).__name__}: {error}")
+            stage.notes.append(traceback.format_exc())
+        row = _finished(stage)
+    row = replace(row, seconds=round(time.monotonic() - began, 1))
+    return Outcome(row, wanted, None, stage.recoveries, stage.problems, stage.notes)
+
+
+def _finished(stage: Stage) -> Row:
+    """Return the row, without anything published where it cannot be made up: that is not clean."""
+    try:
+        return finish(stage)
+    except Exception as error:
+        stage.problems.append(f"nothing can be said of the end: {type(error).__name__}: {error}")
+        stage.notes.append(traceback.format_exc())
+        return Row(stage.name, stage.faults)
+
+
+def soak(broker: RabbitMQ, options: Options, minutes: float) -> Outcome:
+    """Play rounds of all faults mixed, each with a seed of its own, and sum them up."""
+    deadline = time.monotonic() + 60 * minutes
+    total = Outcome(Row(SOAK.name), 0)
+    while time.monotonic() < deadline:
+        found = run(SOAK, broker, options)
+        if found.not_run is not None:
+            return found
+        total = _added(total, found, options.seed)
+        print(f"soak seed {options.seed}: {'clean' if found.clean else 'NOT CLEAN'}", flush=True)
+        options = replace(options, seed=options.seed + 1)
+    return total
+
+
+def _added(total: Outcome, found: Outcome, seed: int) -> Outcome:
+    sums = {
+        each.name: getattr(total.row, each.name) + getattr(found.row, each.name)
+        for each in fields(Row)
+        if each.name != "name"
+    }
+    return replace(
+        total,
+        row=Row(SOAK.name, **sums),
+        recoveries=[*total.recoveries, *found.recoveries],
+        problems=[*total.problems, *(f"seed {seed}: {problem}" for problem in found.problems)],
+        notes=[*total.notes, *(f"seed {seed}: {note}" for note in found.notes)],
+    )

@@ -1,0 +1,148 @@
+"""The fault suite's oracle sees each kind of damage, and nothing where there is none."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import zarr
+
+from chaos import product
+from chaos.images import image
+from chaos.oracle import Found, examine, snapshot
+
+IMAGE = image(1)
+PLACES = IMAGE.places()[:-3]
+LAST, UNSENT = PLACES[-1], IMAGE.places()[-1]
+STATE = f".tiles/{IMAGE.store}"
+
+
+@pytest.fixture(autouse=True)
+def _no_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "has_ledger", lambda: False)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root with one image as it should be, and a file of its ledger."""
+    said = dict(IMAGE.extra)
+    group = zarr.open_group(tmp_path / IMAGE.store, mode="w")
+    array = group.create_array(
+        IMAGE.path,
+        shape=(1, *IMAGE.size),
+        chunks=tuple(said["chunks"]),
+        shards=tuple(said["shards"]),
+        dtype="uint32",
+    )
+    image = np.zeros((1, *IMAGE.size), "uint32")
+    for place in PLACES:
+        region = (slice(None), *IMAGE.box(place))
+        image[region] = IMAGE.truth[region]
+    array[:] = image
+    put(tmp_path / STATE / "ledger" / IMAGE.path / "0.json")
+    return tmp_path
+
+
+def put(path: Path) -> None:
+    """Put a file somewhere."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("x")
+
+
+def figures(root: Path) -> tuple[int, int, int, int]:
+    """Return lost, corrupt, foreign and leftovers."""
+    found: Found = examine(root, {IMAGE: PLACES})
+    return found.lost, found.corrupt, found.foreign, found.leftovers
+
+
+def change(root: Path, place: tuple[int, int], value: int) -> int:
+    """Write a value over a tile's place; return how many voxels that are."""
+    array = zarr.open_array(root / IMAGE.store, path=IMAGE.path, mode="r+")
+    stored: npt.NDArray[np.uint32] = np.array(array[:])
+    region = (slice(None), *IMAGE.box(place))
+    stored[region] = value
+    array[:] = stored
+    return stored[region].size
+
+
+def test_what_is_as_it_should_be_is_clean(root: Path) -> None:
+    assert figures(root) == (0, 0, 0, 0)
+
+
+def test_a_tile_that_is_not_there_is_lost(root: Path) -> None:
+    change(root, LAST, 0)
+    assert figures(root) == (1, 0, 0, 0)
+
+
+def test_an_array_that_is_not_there_has_lost_all_its_tiles(root: Path) -> None:
+    (root / IMAGE.store / IMAGE.path / "zarr.json").unlink()
+    assert figures(root)[0] == len(PLACES)
+
+
+def test_voxels_of_another_value_are_corrupt(root: Path) -> None:
+    assert figures(root) == (0, 0, 0, 0)
+    count = change(root, LAST, 7)
+    assert figures(root) == (0, count, 0, 0)
+
+
+def test_voxels_where_nobody_sent_a_tile_are_foreign(root: Path) -> None:
+    count = change(root, UNSENT, 7)
+    assert figures(root) == (0, 0, count, 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["other.zarr/zarr.json", f"{IMAGE.store}/g1/i9/c/0/0/0", f"{IMAGE.store}/{IMAGE.path}/part"],
+)
+def test_files_that_nobody_asked_for_are_foreign(root: Path, name: str) -> None:
+    put(root / name)
+    assert figures(root) == (0, 0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        (f"{STATE}/epochs/1-ab/0", 2),
+        (f"{STATE}/fenced/1-ab/0", 2),
+        (f"{STATE}/staging/ab/0", 2),
+        (".tiles/probe-ab", 1),
+    ],
+)
+def test_what_a_tenure_left_behind_is_left_over(root: Path, name: str, count: int) -> None:
+    put(root / name)
+    assert figures(root) == (0, 0, 0, count)
+
+
+def test_what_lay_there_before_is_nobodys(root: Path) -> None:
+    put(root / "existing.zarr/c/0")
+    found = examine(root, {IMAGE: PLACES}, {"existing.zarr"})
+    assert found.foreign == 0
+
+
+def test_a_ledger_that_lacks_a_tile_has_lost_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _with_ledger(root, monkeypatch, [LAST, *IMAGE.places()[-3:]]) == (1, 0, 0, 0)
+
+
+def test_a_ledger_that_knows_too_much_is_foreign(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unsent = IMAGE.truth[(slice(None), *IMAGE.box(UNSENT))].size
+    assert _with_ledger(root, monkeypatch, IMAGE.places()[-3:-1]) == (0, 0, unsent, 0)
+
+
+def test_a_snapshot_sees_a_changed_file(tmp_path: Path) -> None:
+    put(tmp_path / "a")
+    before = snapshot(tmp_path)
+    (tmp_path / "a").write_text("y")
+    assert snapshot(tmp_path) != before
+
+
+def _with_ledger(
+    root: Path, monkeypatch: pytest.MonkeyPatch, missing: list[tuple[int, int]]
+) -> tuple[int, int, int, int]:
+    regions = [(slice(None), *IMAGE.box(place)) for place in missing]
+    monkeypatch.setattr(product, "has_ledger", lambda: True)
+    monkeypatch.setattr(product, "missing", lambda *_: iter(regions))
+    return figures(root)
