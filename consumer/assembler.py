@@ -366,7 +366,7 @@ class Assembler:
         self._stored.forget(array)
         for key in self._open.get(array, ()):
             self._blocks[key].whole_base = False
-        if array not in self._open:
+        if not self.uses(array):
             self._pace.pop(array, None)
 
     def _returned(self, write: Write) -> Block:

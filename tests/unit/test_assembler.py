@@ -347,6 +347,19 @@ def test_a_tile_waits_for_room_and_is_placed_when_there_is() -> None:
     assert bench.assembler.resume(waiting)
 
 
+def test_a_tile_that_waits_for_room_outlives_that_its_array_is_opened_anew() -> None:
+    bench = Bench(_budget_for(blocks=1))
+    other = ArrayKey("s.zarr", "b")
+    bench.add((0, 0), (1, 1))
+    waiting, placed = bench.try_add((0, 0), (1, 1), array=other)
+    assert not placed
+    bench.assembler.forget_stored(other)
+    bench.wrote(bench.due(pressure=True))
+    assert bench.assembler.resume(waiting)
+    bench.now += 5.0
+    assert bench.due().reason is Reason.IDLE
+
+
 def test_a_tile_that_straddles_more_blocks_than_there_is_room_for_is_placed_in_parts() -> None:
     bench = Bench(_budget_for(blocks=1))
     identity, placed = bench.try_add((0, 0), (8, 8))
