@@ -3,6 +3,7 @@
 import argparse
 import random
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,8 @@ _PROBLEM = 2000
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the scenarios and return the exit code: 0 where every row is clean."""
+    # An exception, so that brokers, consumers and mounts are ended.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     given = _options(arguments)
     folder = given.output / "work"
     shutil.rmtree(folder, ignore_errors=True)
