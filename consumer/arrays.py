@@ -1,22 +1,25 @@
 """Opens and creates stores, groups and arrays, and checks them against what messages say.
 
 Runs in worker threads and keeps nothing: which handles stay open is the owning thread's business.
-Metadata is written through the same commit as blocks.
+Metadata is written through the same commit as blocks, and as late: an array that does not exist is
+made with its first block.
 """
 
+import contextlib
 import errno
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore, MemoryStore, StorePath
 
 from consumer.blocks import ArrayKey, StoredArray, shown
 from consumer.budget import least_limit
@@ -36,6 +39,7 @@ DEFAULT_DTYPE = np.dtype("float32")
 # attributes may bring that one's: it is replaced.
 LEDGER_ID = "tiles_ledger_id"
 _CODEC_ARGUMENT = {"transpose": "filters", "bytes": "serializer"}
+_NOTHING: "Mapping[str, Buffer]" = MappingProxyType({})
 _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
 
 
@@ -52,20 +56,59 @@ class Store:
     commit: Commit
 
 
+class Metadata:
+    """The file that says what an array is: as it was found, or yet to be made.
+
+    Parameters
+    ----------
+    path : str
+        The array's, in the store.
+    unmade : mapping
+        By path, what is to be made where it is missing: the groups above, and the array's own.
+    """
+
+    def __init__(self, store: Store, path: str, unmade: "Mapping[str, Buffer]") -> None:
+        self._store = store
+        self._path = path
+        self._folder = store.path / path
+        self._unmade = unmade
+        # Equal as long as the file is the one that was read; None where there is none.
+        self._stamp = _stamp(self._folder)
+
+    def stands(self) -> bool:
+        """Whether the file is still there, or still to be made, and not another."""
+        return _stamp(self._folder) == self._stamp
+
+    def require(self) -> None:
+        """Raise FileNotFoundError where it is gone or replaced: the array is another."""
+        if not self.stands():
+            raise FileNotFoundError(errno.ENOENT, "removed or replaced", str(self._folder))
+
+    def make(self) -> None:
+        """Make what is to be made, durably.
+
+        Raises
+        ------
+        ArrayMismatch
+            Where something has come in the way since the array was opened.
+        """
+        if not self._unmade:
+            return
+        self.require()
+        missing = [*_missing_groups(self._store, self._path), self._path]
+        made = {_key(path): [self._unmade[path].to_bytes()] for path in missing}
+        self._store.commit.commit(made)
+        self._stamp, self._unmade = _stamp(self._folder), _NOTHING
+
+
 @dataclass(frozen=True)
 class OpenArray(StoredArray):
-    """An open array.
-
-    Attributes
-    ----------
-    stamp : tuple
-        Equal as long as the metadata's file is the one that was read.
-    """
+    """An open array, which may be yet to be made: it then holds its fill value only."""
 
     store: Store
     array: AnyArray
     encoder: Encoder
-    stamp: tuple[Any, ...]
+    metadata: Metadata
 
     @property
     def folder(self) -> Path:
@@ -77,18 +120,6 @@ class OpenArray(StoredArray):
         """What tells it from another array under its name; empty where others made it."""
         found = self.array.attrs.get(LEDGER_ID)
         return found if isinstance(found, str) else ""
-
-    def stands(self) -> bool:
-        """Whether the array is still there, and not another under its name."""
-        try:
-            return _stamp(self.folder) == self.stamp
-        except FileNotFoundError:
-            return False
-
-    def require(self) -> None:
-        """Raise FileNotFoundError where the array's metadata is gone or replaced: it is another."""
-        if not self.stands():
-            raise FileNotFoundError(errno.ENOENT, "removed or replaced", str(self.folder))
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """Return what is stored in a box; the fill value where nothing is.
@@ -150,13 +181,13 @@ def open_array(
     write_empty_chunks: bool,
     max_block_bytes: int,
 ) -> OpenArray:
-    """Return the array that a message names, created with its groups where it does not exist.
+    """Return the array that a message names, to be made with its groups where it does not exist.
 
     Parameters
     ----------
     accepts : callable
-        Raises where an array of that layout could not take the message's tiles; it is then not
-        created.
+        Raises where an array of that layout, which does not exist, could not take the message's
+        tiles.
     max_block_bytes : int
         The largest block that fits the memory budget.
 
@@ -168,24 +199,27 @@ def open_array(
         Where one block is larger than `max_block_bytes`.
     """
     refuse_links(_between(store.path, store.path / entry.array))
+    unmade = _NOTHING
     if not _node(store, entry.array):
         layout = _new_layout(entry)
         _check_block(store, entry, layout, max_block_bytes)
         accepts(layout)
-        _create(store, entry, layout, _missing_groups(store, entry.array))
-    stamp = _stamp(store.path / entry.array)
-    array = _opened(store, entry.array, write_empty_chunks)
+        _missing_groups(store, entry.array)
+        unmade = _unmade(entry, layout)
+    metadata = Metadata(store, entry.array, unmade)
+    array = _opened(store, entry.array, unmade, write_empty_chunks)
     layout = _stored_layout(store, entry.array, array)
     _check_block(store, entry, layout, max_block_bytes)
     key = ArrayKey(store.key, entry.array)
-    return OpenArray(key, layout, store, array, Encoder(array, layout.grid), stamp)
+    return OpenArray(key, layout, store, array, Encoder(array, layout.grid), metadata)
 
 
-def _stamp(folder: Path) -> tuple[Any, ...]:
-    files = [folder / name for name in _METADATA_FILES]
-    file = next((file for file in files if file.exists()), files[0])
-    found = file.stat()
-    return file.name, found.st_ino, found.st_mtime_ns, found.st_size
+def _stamp(folder: Path) -> tuple[Any, ...] | None:
+    for name in _METADATA_FILES:
+        with contextlib.suppress(FileNotFoundError):
+            found = (folder / name).stat()
+            return name, found.st_ino, found.st_mtime_ns, found.st_size
+    return None
 
 
 def _node(store: Store, path: str) -> Literal["array", "group", ""]:
@@ -197,9 +231,12 @@ def _node(store: Store, path: str) -> Literal["array", "group", ""]:
     return "array" if isinstance(_open(store, path), zarr.Array) else "group"
 
 
-def _open(store: Store, path: str) -> AnyArray | zarr.Group:
+def _open(
+    store: Store, path: str, unmade: "Mapping[str, Buffer]" = _NOTHING
+) -> AnyArray | zarr.Group:
     try:
-        return zarr.open(store.reader, path=path, mode="r+")
+        source = MemoryStore({_key(path): unmade[path]}) if unmade else store.reader
+        return zarr.open(source, path=path, mode="r+")
     except OSError:
         raise
     except Exception as error:
@@ -208,12 +245,14 @@ def _open(store: Store, path: str) -> AnyArray | zarr.Group:
         ) from error
 
 
-def _opened(store: Store, path: str, write_empty_chunks: bool) -> AnyArray:
-    node = _open(store, path)
+def _opened(
+    store: Store, path: str, unmade: "Mapping[str, Buffer]", write_empty_chunks: bool
+) -> AnyArray:
+    node = _open(store, path, unmade)
     if not isinstance(node, zarr.Array):
         raise ArrayMismatch(f"{store.key}/{path}: an array is wanted, a group is stored")
     config: Any = {"write_empty_chunks": write_empty_chunks, "order": "C"}
-    return zarr.Array(zarr.AsyncArray(node.metadata, node.store_path, config))
+    return zarr.Array(zarr.AsyncArray(node.metadata, StorePath(store.reader, path), config))
 
 
 def _missing_groups(store: Store, path: str) -> list[str]:
@@ -268,7 +307,9 @@ def _new_layout(entry: ArrayEntry) -> Layout:
     return Layout(entry.axes, entry.shape, dtype, chunks, shards)
 
 
-def _create(store: Store, entry: ArrayEntry, layout: Layout, groups: list[str]) -> None:
+def _unmade(entry: ArrayEntry, layout: Layout) -> "dict[str, Buffer]":
+    """Return the metadata of an array and of the groups above, by their paths."""
+    groups = ["", *_parents(entry.array)]
     made: dict[str, Buffer] = {}
     memory = MemoryStore(made)
     for group in groups:
@@ -286,8 +327,11 @@ def _create(store: Store, entry: ArrayEntry, layout: Layout, groups: list[str]) 
         dimension_names=list(entry.axes),
         **_codec_arguments(entry.codecs),
     )
-    wanted = [f"{path}/zarr.json".lstrip("/") for path in (*groups, entry.array)]
-    store.commit.commit({key: [made[key].to_bytes()] for key in wanted})
+    return {path: made[_key(path)] for path in (*groups, entry.array)}
+
+
+def _key(path: str) -> str:
+    return f"{path}/zarr.json".lstrip("/")
 
 
 def _codec_arguments(codecs: tuple[Codec, ...] | None) -> dict[str, Any]:

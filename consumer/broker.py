@@ -72,7 +72,7 @@ class Settling(Protocol):
         """Park, then acknowledge, then call `done` with whether that came to pass."""
 
     def round_trip(self, done: Callable[[bool], None]) -> None:
-        """Ask the broker something on the channel that delivers; `done` is told if it answered."""
+        """Ask the broker something; `done` is told whether it answered while it delivers to us."""
 
     def reset(self, reason: str, *, hold: Callable[[], bool]) -> None:
         """Give up the channel; subscribe again when `hold` says no more."""
@@ -112,6 +112,7 @@ class Broker:
         # Delivery tags in the order of delivery, and those of them to be acknowledged next.
         self._unsettled: dict[int, None] = {}
         self._acknowledged: set[int] = set()
+        self._asking: Channel | None = None
         self._asked: deque[Callable[[bool], None]] = deque()
         self._loop = loop
         self._parking = _Parking(loop, settings, topology, metrics)
@@ -162,8 +163,9 @@ class Broker:
     ) -> None:
         """Copy a message to the parking exchange, then acknowledge it, then call `done`.
 
-        What cannot be published again is rejected to the dead-letter exchange, which is the same.
-        `done` is told whether the message is parked.
+        Only once the broker has answered: a consumer that was paused, and whose deliveries have
+        long gone to another, parks nothing. What cannot be published again is rejected to the
+        dead-letter exchange, which is the same. `done` is told whether the message is parked.
         """
 
         def settle(confirmed: bool) -> None:
@@ -179,27 +181,26 @@ class Broker:
                 channel.basic_reject(delivery.id.tag, requeue=False)
             done(channel is not None)
             return
-        self._parking.publish(_Parked(delivery, body, properties, settle))
+        parked = _Parked(delivery, body, properties, settle)
+        self.round_trip(lambda shown: self._parking.publish(parked) if shown else done(False))
 
     def round_trip(self, done: Callable[[bool], None]) -> None:
-        """Ask the broker something on the channel that delivers; `done` is told if it answered.
+        """Ask the broker something; `done` is told whether it answered while it delivers to us.
 
-        A consumer that was paused learns so that its channel is gone.
+        A consumer that was paused learns so that its connection is gone. On a channel of its own:
+        on the one that delivers, the answer would come after all bodies that are under way.
         """
-        channel = self._channel
+        channel = self._asking
         if channel is None or not channel.is_open or self._giving_up:
             self._loop.call_later(0, partial(done, False))
             return
         self._asked.append(done)
-        # It changes nothing: a prefetch count is of consumers that are yet to come.
-        channel.basic_qos(
-            prefetch_count=self._settings.prefetch_count,
-            callback=lambda _frame: self._answered(channel),
-        )
+        # It changes nothing: nobody consumes on this channel.
+        channel.basic_qos(callback=lambda _frame: self._answered(channel))
 
     def _answered(self, channel: Channel) -> None:
-        if channel is self._channel:
-            self._asked.popleft()(True)
+        if channel is self._asking:
+            self._asked.popleft()(not self._giving_up and self._channel is not None)
 
     def reset(self, reason: str, *, hold: Callable[[], bool] = lambda: False) -> None:
         """Give up the channel with all its deliveries, and subscribe again."""
@@ -247,9 +248,18 @@ class Broker:
     def _opened(self, channel: Channel) -> None:
         self._channel = channel
         self._channel_number += 1
+        channel.connection.channel(on_open_callback=partial(self._opened_too, channel))
+
+    def _opened_too(self, channel: Channel, asking: Channel) -> None:
+        self._asking = asking
+        asking.add_on_close_callback(lambda _channel, reason: self._on_asking_close(reason))
         if not self._draining:
             declare = self._settings.declare_topology
             establish(channel, self._topology, declare=declare, done=self._subscribe)
+
+    def _on_asking_close(self, reason: BaseException) -> None:
+        if self._channel is not None and self._channel.is_open:
+            self.reset(f"a channel was closed: {reason}")
 
     def _subscribe(self) -> None:
         channel = self._channel
@@ -287,7 +297,7 @@ class Broker:
 
     def _lost(self) -> None:
         had_channel, self._giving_up = self._channel is not None, False
-        self._channel, self._consumer_tag = None, ""
+        self._channel, self._asking, self._consumer_tag = None, None, ""
         self._unsettled.clear()
         self._acknowledged.clear()
         asked, self._asked = self._asked, deque()

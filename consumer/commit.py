@@ -110,8 +110,9 @@ class Commit:
     ) -> Self:
         """Take a store, which need not exist yet: of no earlier epoch anything appears any more.
 
-        Before anything is read, a round trip to the broker must show that it still delivers to
-        this consumer, and has not long gone over to another.
+        Before anything is committed, a round trip to the broker must show that it still delivers
+        to this consumer, and has not long gone over to another. Until then there may be reading:
+        what was read is as good as the epoch.
 
         Parameters
         ----------

@@ -31,7 +31,7 @@ from consumer.message import Message, Outline, decode
 from consumer.metrics import Metrics
 from consumer.scratch import Scratch
 from consumer.settings import Settings
-from consumer.storage import Opened, Storage, Taken, Written
+from consumer.storage import Opened, Storage, Written
 
 # So many that workers encode while others wait for the disk.
 WRITES_PER_WORKER = 4
@@ -257,14 +257,14 @@ class Flow:
             partial(self._opened, handle, opened_for),
         )
 
-    def _shown(self, handle: Handle, answered: bool) -> None:
-        """Open an array now that the broker has answered after its store was taken."""
+    def _shown(self, store: str, epoch: str, answered: bool) -> None:
+        """Let a store be written, now that the broker has answered after it was taken."""
         if answered:
-            self._open(handle)
-        else:
-            self._handles.note_opened(handle, None)
-            # Lest it be opened without having been shown.
-            self._storage.close_array(handle.key)
+            self._storage.allow(store, epoch)
+            return
+        for array in self._handles.reopen(store):
+            self.assembler.forget_stored(array)
+            self._storage.close_array(array)
 
     def _wanted(self, handle: Handle, now: float) -> bool:
         waited_for = bool(handle.waiting) and not self._draining
@@ -276,19 +276,19 @@ class Flow:
         self,
         handle: Handle,
         opened_for: Held | None,
-        opened: Opened | Taken | None,
+        opened: Opened | None,
         error: ConsumerError | None,
     ) -> None:
-        if isinstance(opened, Taken):
-            self._broker.round_trip(partial(self._shown, handle))
-            return
         array = opened.array if opened else None
         before = self._handles.note_opened(handle, array)
         if opened is not None and array is not None:
             if before is not None and before.layout != array.layout:
                 self._give_up("an array was removed and made anew with another layout")
             self._metrics.array_opens.inc()
-            self._metrics.store_opens.inc(opened.new_store)
+            if opened.taken is not None:
+                self._metrics.store_opens.inc()
+                shown = partial(self._shown, handle.key.store, opened.taken)
+                self._broker.round_trip(shown)
             self._faults.clear(handle.key.store)
             kept = self.assembler.uses(handle.key)
             handle.source = opened.source or (handle.source if kept else None)

@@ -57,17 +57,8 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """The array's store was taken. Nothing of it may be read before the broker has answered.
-
-    A consumer that was paused, and whose deliveries have long gone to another, takes in vain: what
-    it sends to the broker is not answered. Where it is, the array is to be asked for again.
-    """
-
-
-@dataclass(frozen=True, slots=True)
 class Open:
-    """Open or create an array, or take its store where that is still to be done.
+    """Open an array, and take its store where nothing of it is open.
 
     Attributes
     ----------
@@ -87,16 +78,29 @@ class Opened:
 
     Attributes
     ----------
-    new_store : bool
-        Whether nothing of its store was open before.
+    taken : str or None
+        The store's new epoch, where it was taken for this. Nothing of it is committed before
+        `Allow`.
     source, run : str or None
         What the array is bound to, by its ledger.
     """
 
     array: StoredArray
-    new_store: bool
+    taken: str | None
     source: str | None = None
     run: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """Let be committed what is written to a store in an epoch: the broker still delivers to us.
+
+    A consumer that was paused, and whose deliveries have long gone to another, takes in vain: what
+    it sends to the broker is not answered.
+    """
+
+    store: str
+    epoch: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +155,7 @@ class Probe:
     """Try whether the root can be written."""
 
 
-Request: TypeAlias = Open | WriteBlock | Close | Probe
+Request: TypeAlias = Open | Allow | WriteBlock | Close | Probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +212,13 @@ class Storage:
         """Whether every result has come back and been passed on."""
         return not self._waiting
 
-    def open(self, outline: Outline, max_block_bytes: int, done: Done[Opened | Taken]) -> None:
-        """Open or create an array; see `Open` and `Taken`."""
+    def open(self, outline: Outline, max_block_bytes: int, done: Done[Opened]) -> None:
+        """Open an array; see `Open` and `Opened`."""
         self._ask(Open(outline, max_block_bytes), done)
+
+    def allow(self, store: str, epoch: str) -> None:
+        """Let be committed what is written to a store in an epoch; see `Allow`."""
+        self._ask(Allow(store, epoch), _log_error)
 
     def write(
         self,

@@ -7,43 +7,38 @@ A write has two stages, so that cores encode while the disk syncs: reading and e
 a thread; then committing, all blocks of a store that were encoded meanwhile in one round, and with
 them what the ledgers of their arrays say now.
 
-A store is taken when the first array of it is asked for, and given up with the last. Where another
-consumer has taken it, all that was open of it is forgotten.
+A store is taken when the first array of it is asked for, and given up with the last. From then on
+it is read and blocks are encoded, but nothing is committed until the owning thread has heard from
+the broker. Where another consumer has taken it, all that was open of it is forgotten.
 """
 
 import gc
 import logging
-import math
 import mmap
 import os
 import secrets
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from time import monotonic
 from typing import Any, TypeAlias, TypeVar
-
-import numpy.typing as npt
 
 from consumer import logs
 from consumer.arena import give_memory_back, part
-from consumer.arrays import OpenArray, Store, open_array, open_store
+from consumer.arrays import Store, open_array, open_store
 from consumer.blocks import ArrayKey, StoredArray
-from consumer.commit import Commit, probe
-from consumer.coverage import Box, Coverage
-from consumer.encoder import Objects, size, touched_files
+from consumer.commit import probe
 from consumer.errors import ConsumerError, Fenced, StorageFault, Unexpected, from_os_error
-from consumer.ledger import Files, Ledger
 from consumer.ledger_files import load
 from consumer.ledger_format import Header
+from consumer.rounds import Encoded, WritableArray, commit, encode, now_ms
 from consumer.storage import (
+    Allow,
     Answer,
     Close,
     Done,
@@ -52,7 +47,6 @@ from consumer.storage import (
     Probe,
     Request,
     Setup,
-    Taken,
     WriteBlock,
     Written,
 )
@@ -62,28 +56,9 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
-class _Array:
-    """An open array and its ledger, which changes in a round only, one at a time."""
-
-    open: OpenArray
-    ledger: Ledger
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """A block ready to be committed."""
-
-    array: _Array
-    request: WriteBlock
-    objects: Objects
-    nbytes: int
-    seconds: float
-
-
 @dataclass(eq=False, slots=True)
 class _Waiting:
-    block: _Encoded
+    block: Encoded
     done: Done[Written]
 
 
@@ -93,10 +68,21 @@ _Outcomes: TypeAlias = list[tuple[Written | None, ConsumerError | None]]
 
 @dataclass(eq=False, slots=True)
 class _Tenure:
-    """A store that was taken, with its open arrays."""
+    """A store that was taken, with its open arrays, and the blocks that wait for the next round.
+
+    Attributes
+    ----------
+    allowed : bool
+        Whether anything may be committed.
+    busy : bool
+        Whether a round is under way.
+    """
 
     store: Store
-    arrays: dict[str, _Array] = field(default_factory=dict)
+    arrays: dict[str, WritableArray] = field(default_factory=dict)
+    allowed: bool = False
+    busy: bool = False
+    waiting: list[_Waiting] = field(default_factory=list)
 
 
 class Writer:
@@ -118,8 +104,6 @@ class Writer:
         self._encoders = ThreadPoolExecutor(setup.workers, thread_name_prefix="encode")
         self._workers = ThreadPoolExecutor(setup.workers + 1, thread_name_prefix="worker")
         self._stores: dict[str, _Tenure] = {}
-        # By tenure: what waits for the round under way to end; absent where there is none.
-        self._rounds: dict[Commit, list[_Waiting]] = {}
 
     def run(self) -> None:
         """Do what comes; never returns."""
@@ -137,6 +121,8 @@ class Writer:
         match request:
             case Open():
                 self._open(request, done)
+            case Allow(store, epoch):
+                self._allow(store, epoch, done)
             case WriteBlock():
                 self._write(request, done)
             case Close(array):
@@ -146,15 +132,13 @@ class Writer:
 
     # -- stores and arrays ----------------------------------------------------------------------
 
-    def _open(self, request: Open, done: Done[Opened | Taken]) -> None:
+    def _open(self, request: Open, done: Done[Opened]) -> None:
         key = request.outline.entry.store
         tenure = self._stores.get(key)
         if tenure is None:
-            self._run(partial(self._take, key), partial(self._taken, key, done))
+            self._run(partial(self._take, key), partial(self._taken, request, done))
         else:
-            known = tenure.arrays.get(request.outline.entry.array)
-            work = partial(self._opened, tenure.store, known, request)
-            self._run(work, partial(self._note_opened, tenure, done))
+            self._open_in(tenure, request, None, done)
 
     def _take(self, key: str) -> Store:
         setup = self._setup
@@ -163,17 +147,24 @@ class Writer:
         )
 
     def _taken(
-        self, key: str, done: Done[Opened | Taken], store: Store | None, error: ConsumerError | None
+        self, request: Open, done: Done[Opened], store: Store | None, error: ConsumerError | None
     ) -> None:
         if store is None:
             done(None, error)
             return
-        self._stores[key] = _Tenure(store)
-        done(Taken(), None)
+        tenure = self._stores[store.key] = _Tenure(store)
+        self._open_in(tenure, request, store.commit.epoch, done)
 
-    def _opened(self, store: Store, known: _Array | None, request: Open) -> _Array:
+    def _open_in(
+        self, tenure: _Tenure, request: Open, taken: str | None, done: Done[Opened]
+    ) -> None:
+        known = tenure.arrays.get(request.outline.entry.array)
+        work = partial(self._opened, tenure.store, known, request)
+        self._run(work, partial(self._note_opened, tenure, taken, done))
+
+    def _opened(self, store: Store, known: WritableArray | None, request: Open) -> WritableArray:
         setup, outline = self._setup, request.outline
-        if known is not None and known.open.stands():
+        if known is not None and known.open.metadata.stands():
             # Of one ledger there must be one, or what one round adds the next would forget.
             return known
         # It may be opened again because somebody removed it.
@@ -186,16 +177,17 @@ class Writer:
             max_block_bytes=request.max_block_bytes,
         )
         fresh = Header.of(array.layout, array.ledger_id, outline.entry.axes, secrets.token_hex(8))
-        ledger, damages = load(setup.output_root, array.key, fresh, _now_ms())
+        ledger, damages = load(setup.output_root, array.key, fresh, now_ms())
         for damage in damages:
             log.error("a ledger is damaged; what it says counts as missing", extra={"what": damage})
-        return _Array(array, ledger)
+        return WritableArray(array, ledger)
 
     def _note_opened(
         self,
         tenure: _Tenure,
-        done: Done[Opened | Taken],
-        array: _Array | None,
+        taken: str | None,
+        done: Done[Opened],
+        array: WritableArray | None,
         error: ConsumerError | None,
     ) -> None:
         if array is None:
@@ -205,17 +197,23 @@ class Writer:
             done(None, _fenced(tenure.store.key))
             return
         stored, header = array.open, array.ledger.header
-        new_store = not tenure.arrays
         tenure.arrays[stored.key.path] = array
         known = StoredArray(stored.key, stored.layout)
-        done(Opened(known, new_store, header.source, header.run), None)
+        done(Opened(known, taken, header.source, header.run), None)
+
+    def _allow(self, store: str, epoch: str, done: Done[None]) -> None:
+        tenure = self._stores.get(store)
+        if tenure is not None and tenure.store.commit.epoch == epoch:
+            tenure.allowed = True
+            self._start_round(tenure)
+        done(None, None)
 
     def _give_up_empty(self, tenure: _Tenure, done: Callable[[], None]) -> None:
         """Release a store of which nothing is open."""
         if tenure.arrays or self._stores.get(tenure.store.key) is not tenure:
             done()
             return
-        del self._stores[tenure.store.key]
+        self._forget(tenure)
         self._run(tenure.store.commit.release, lambda _result, _error: done())
 
     def _close(self, array: ArrayKey, done: Done[None]) -> None:
@@ -225,42 +223,56 @@ class Writer:
         if tenure is None or tenure.arrays:
             done(None, None)
             return
-        del self._stores[array.store]
+        self._forget(tenure)
         self._run(tenure.store.commit.release, done)
+
+    def _forget(self, tenure: _Tenure) -> None:
+        """Forget all that is open of a store that is given up, or that somebody else has taken."""
+        if self._stores.get(tenure.store.key) is tenure:
+            del self._stores[tenure.store.key]
+        if not tenure.allowed:
+            waiting, tenure.waiting = tenure.waiting, []
+            for each in waiting:
+                each.done(None, _fenced(tenure.store.key))
 
     # -- blocks ---------------------------------------------------------------------------------
 
     def _write(self, request: WriteBlock, done: Done[Written]) -> None:
         tenure = self._stores.get(request.array.store)
         array = tenure.arrays.get(request.array.path) if tenure else None
-        if array is None:
+        if tenure is None or array is None:
             done(None, _fenced(request.array.store))
             return
         buffer = part(self._memory, request.offset, request.box.shape, request.dtype)
         self._run(
-            partial(_encode, array, request, buffer),
-            partial(self._encoded, done),
+            partial(encode, array, request, buffer),
+            partial(self._encoded, tenure, done),
             threads=self._encoders,
         )
 
     def _encoded(
-        self, done: Done[Written], block: _Encoded | None, error: ConsumerError | None
+        self,
+        tenure: _Tenure,
+        done: Done[Written],
+        block: Encoded | None,
+        error: ConsumerError | None,
     ) -> None:
         if block is None:
             done(None, error)
-            return
-        commit = block.array.open.store.commit
-        if commit in self._rounds:
-            self._rounds[commit].append(_Waiting(block, done))
+        elif self._stores.get(tenure.store.key) is not tenure:
+            done(None, _fenced(tenure.store.key))
         else:
-            self._commit(commit, [_Waiting(block, done)])
+            tenure.waiting.append(_Waiting(block, done))
+            self._start_round(tenure)
 
-    def _commit(self, commit: Commit, waiting: list[_Waiting]) -> None:
-        self._rounds[commit] = []
+    def _start_round(self, tenure: _Tenure) -> None:
+        if tenure.busy or not tenure.allowed or not tenure.waiting:
+            return
+        waiting, tenure.waiting, tenure.busy = tenure.waiting, [], True
         blocks = [each.block for each in waiting]
-        self._run(partial(self._round, blocks), partial(self._committed, commit, waiting))
+        self._run(partial(self._round, blocks), partial(self._committed, tenure, waiting))
 
-    def _round(self, blocks: Sequence[_Encoded]) -> _Outcomes:
+    def _round(self, blocks: Sequence[Encoded]) -> _Outcomes:
         """Commit blocks of one tenure: where that fails, each alone, so that the fault is its own.
 
         One after the other, since the ledgers know one round at a time.
@@ -270,7 +282,7 @@ class Writer:
         while rounds:
             following = rounds.pop(0)
             try:
-                written = self._translated(partial(_commit, following))
+                written = self._translated(partial(commit, following))
                 outcomes += [(each, None) for each in written]
             except ConsumerError as error:
                 if len(following) > 1:
@@ -281,24 +293,17 @@ class Writer:
 
     def _committed(
         self,
-        commit: Commit,
+        tenure: _Tenure,
         waiting: list[_Waiting],
         outcomes: _Outcomes | None,
         error: ConsumerError | None,
     ) -> None:
-        following = self._rounds.pop(commit)
-        if following:
-            self._commit(commit, following)
+        tenure.busy = False
+        self._start_round(tenure)
         for each, outcome in zip(waiting, outcomes or [(None, error)] * len(waiting), strict=True):
             if isinstance(outcome[1], Fenced):
-                self._forget(each.block.array.open.store)
+                self._forget(tenure)
             each.done(*outcome)
-
-    def _forget(self, store: Store) -> None:
-        """Forget all that is open of a store that somebody else has taken."""
-        tenure = self._stores.get(store.key)
-        if tenure is not None and tenure.store is store:
-            del self._stores[store.key]
 
     # -- threads --------------------------------------------------------------------------------
 
@@ -342,62 +347,8 @@ class Writer:
         return True
 
 
-def _encode(array: _Array, write: WriteBlock, buffer: npt.NDArray[Any]) -> _Encoded:
-    """Encode a block; what is stored is read only where the buffer has holes, and put there."""
-    started = monotonic()
-    if write.merge:
-        stored = array.open.read(write.box)
-        for hole in Coverage(write.filled).missing(Box.of_shape(write.box.shape)):
-            buffer[hole.slices] = stored[hole.slices]
-    objects = array.open.encoder.encode(write.box, buffer, write.filled)
-    files = touched_files(array.open.layout.grid, write.box, write.filled)
-    nbytes = sum(math.prod(box.shape) for box in files) * buffer.itemsize
-    return _Encoded(array, write, objects, nbytes, monotonic() - started)
-
-
-def _commit(blocks: Sequence[_Encoded]) -> list[Written]:
-    """Commit blocks of one tenure, then what their arrays' ledgers say of them.
-
-    The arrays must exist before, so that no folders are made for one that was removed, and after,
-    so that nothing counts as written that went with it.
-    """
-    started = monotonic()
-    arrays = {block.array.open.key.path: block.array for block in blocks}
-    for array in arrays.values():
-        array.open.require()
-    objects = {key: parts for block in blocks for key, parts in block.objects.items()}
-    try:
-        ledgers = _ledger_files(blocks, arrays.values())
-        commit = blocks[0].array.open.store.commit
-        commit.commit(objects, ledgers, standing=arrays.keys())
-        for array in arrays.values():
-            array.open.require()
-    except BaseException:
-        for array in arrays.values():
-            array.ledger.undo()
-        raise
-    for array in arrays.values():
-        array.ledger.saved()
-    seconds = monotonic() - started
-    return [Written(block.nbytes, size(block.objects), block.seconds + seconds) for block in blocks]
-
-
-def _ledger_files(blocks: Iterable[_Encoded], arrays: Iterable[_Array]) -> Files:
-    now_ms = _now_ms()
-    for block in blocks:
-        ledger, request = block.array.ledger, block.request
-        ledger.bind(request.source, request.run)
-        ledger.fill(request.block, request.filled)
-        ledger.count(request.tiles, now_ms)
-    return {name: content for array in arrays for name, content in array.ledger.dirty().items()}
-
-
 def _fenced(store: str) -> Fenced:
     return Fenced(f"{store}: the store was given up meanwhile")
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def main(pipe_descriptor: int, memory_descriptor: int) -> None:

@@ -178,10 +178,9 @@ class WriteOnly:
         arena = Arena(2 * size)
         self._storage = Storage(settings, arena, self._posted.put, _stopped)
         self._writes = list(self._blocks(case, layout, arena))
-        for _ in ("take", "open"):
-            self._left = 1
-            self._storage.open(_outline(case), 1 << 40, self._done)
-            self._wait()
+        self._left = 1
+        self._storage.open(_outline(case), 1 << 40, self._opened)
+        self._wait()
 
     def run(self, _host: str, _queue: str) -> float:
         """Return the seconds until all blocks are durable."""
@@ -201,6 +200,10 @@ class WriteOnly:
     def _written(self, written: Any, error: Exception | None) -> None:
         self._done(written, error)
         self._start()
+
+    def _opened(self, opened: Any, error: Exception | None) -> None:
+        self._done(opened, error)
+        self._storage.allow(STORE, opened.taken)
 
     def _done(self, _result: Any, error: Exception | None) -> None:
         assert error is None, error
@@ -238,7 +241,9 @@ def opened(root: Path, case: Case) -> OpenArray:
     """Open the array as the consumer does; create it where it is not there."""
     store = open_store(root, STORE, file_mode=0o644, folder_mode=0o755)
     entry = _outline(case).entry
-    return open_array(store, entry, write_empty_chunks=True, max_block_bytes=1 << 40)
+    array = open_array(store, entry, write_empty_chunks=True, max_block_bytes=1 << 40)
+    array.metadata.make()
+    return array
 
 
 def _outline(case: Case) -> Outline:

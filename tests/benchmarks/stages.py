@@ -203,7 +203,7 @@ class _Instant:
         self._post = post
 
     def open(self, _outline: object, _most: int, done: Callable[..., None]) -> None:
-        self._post(lambda: done(Opened(self._stored, new_store=True), None))
+        self._post(lambda: done(Opened(self._stored, taken=None), None))
 
     def write(self, _write: object, done: Callable[..., None], **_bound: object) -> None:
         self._post(lambda: done(Written(1, 1, 0.0), None))

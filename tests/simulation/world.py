@@ -30,14 +30,14 @@ from consumer.broker import Delivery
 from consumer.budget import BODY_SHARE
 from consumer.coverage import Box, Coverage
 from consumer.encoder import touched_files
-from consumer.errors import ConsumerError, ParkError, StopError, StorageFault, StoreRemoved
+from consumer.errors import ConsumerError, Fenced, ParkError, StopError, StorageFault, StoreRemoved
 from consumer.flow import Flow
 from consumer.inbox import Held
 from consumer.message import Message
 from consumer.metrics import Metrics
 from consumer.placement import Layout
 from consumer.scratch import Stored
-from consumer.storage import Opened, Taken, Written
+from consumer.storage import Opened, Written
 
 UNTOUCHED = 0xFFFFFFFF
 # What stands in memory that nobody has written yet.
@@ -109,6 +109,7 @@ class Job:
     write: Write | None
     done: Callable[[Any, ConsumerError | None], None]
     hangs_until: float = 0.0
+    fenced: bool = False
 
     @property
     def label(self) -> int:
@@ -161,9 +162,11 @@ class World:
         self.queue: deque[Post] = deque()
         self.unacked: dict[DeliveryId, Post] = {}
         self.jobs: list[Job] = []
-        self.taken: set[str] = set()
+        # The epoch of each store that is taken, and those in which may be committed.
+        self.taken: dict[str, str] = {}
+        self.allowed: set[str] = set()
         self.posted: deque[Callable[[], None]] = deque()
-        self.channel = self._tag = self._fuse = 0
+        self.channel = self._tag = self._fuse = self._epoch = 0
         self.faults: list[str] = []
         self.log: list[str] = []
         self._events: dict[str, Callable[[], None]] = {
@@ -276,7 +279,10 @@ class World:
         self.flow.deliver(Delivery(identity, letter.envelope, properties, post.count), letter.body)
 
     def _at_work(self) -> list[Job]:
-        return [job for job in self.jobs if job.hangs_until <= self.now]
+        return [job for job in self.jobs if job.hangs_until <= self.now and self._may_end(job)]
+
+    def _may_end(self, job: Job) -> bool:
+        return job.write is None or job.fenced or job.array.key.store in self.allowed
 
     def _one_of(self, jobs: list[Job]) -> Job:
         return jobs[self.number.order([job.label for job in jobs])[0]]
@@ -289,15 +295,23 @@ class World:
         self.jobs.remove(job)
         if job.write is None:
             self.log.append(f"done: {job}")
-            if job.array.key.store in self.taken:
-                job.done(Opened(StoredArray(job.array.key, job.array.layout), True), None)
-            else:
-                self.taken.add(job.array.key.store)
-                job.done(Taken(), None)
+            job.done(Opened(StoredArray(job.array.key, job.array.layout), self._take(job)), None)
+            return
+        if job.fenced:
+            job.done(None, Fenced("the store was given up"))
             return
         job.commit()
         self.log.append(f"done: {job}")
         job.done(Written(0, 0, 0.0), None)
+
+    def _take(self, job: Job) -> str | None:
+        """Take the store of an array to be opened, where it is not; return the new epoch."""
+        store = job.array.key.store
+        if store in self.taken:
+            return None
+        self._epoch += 1
+        self.taken[store] = str(self._epoch)
+        return self.taken[store]
 
     def _tick(self) -> None:
         step = (0.1, 1.0, 10.0, 60.0)[self.number.below(4)]
@@ -360,6 +374,7 @@ class World:
                 job.commit(self.number.below(len(job.files) + 1))
         self.jobs.clear()
         self.taken.clear()
+        self.allowed.clear()
         self.posted.clear()
         self._fuse = 0
         self._requeue_all()
@@ -440,7 +455,15 @@ class World:
 
     def close_array(self, array: ArrayKey) -> None:
         """Give up the store, whatever else is open of it: it is to be taken again."""
-        self.taken.discard(array.store)
+        self.taken.pop(array.store, None)
+        self.allowed.discard(array.store)
+        for job in self.jobs:
+            job.fenced |= job.write is not None and job.array.key.store == array.store
+
+    def allow(self, store: str, epoch: str) -> None:
+        """Let writes to a store end, where the epoch is not over."""
+        if self.taken.get(store) == epoch:
+            self.allowed.add(store)
 
     # -- the process ----------------------------------------------------------------------------
 

@@ -61,7 +61,14 @@ def entry(**changes: Any) -> ArrayEntry:
 
 
 def opened(store: Store, said: ArrayEntry, *, write_empty_chunks: bool = True) -> OpenArray:
-    """Open or create the array."""
+    """Open the array, and make it where it does not exist."""
+    array = promised(store, said, write_empty_chunks=write_empty_chunks)
+    array.metadata.make()
+    return array
+
+
+def promised(store: Store, said: ArrayEntry, *, write_empty_chunks: bool = True) -> OpenArray:
+    """Open the array, which is yet to be made where it does not exist."""
     return open_array(store, said, write_empty_chunks=write_empty_chunks, max_block_bytes=64 << 20)
 
 
@@ -435,7 +442,7 @@ def test_an_array_that_stands_is_required_in_vain(store: Store, options: dict[st
     whole = Box.of_shape((2, 300, 150))
     values = np.ones((2, 300, 150), "float32")
     store.commit.commit(array.encoder.encode(whole, values, [whole]), standing=["g/img"])
-    array.require()
+    array.metadata.require()
 
 
 @pytest.mark.parametrize("options", EXISTING.values(), ids=EXISTING)
@@ -446,11 +453,11 @@ def test_an_array_that_was_removed_or_replaced_is_another(
     array = opened(store, entry())
     shutil.rmtree(store.path)
     with pytest.raises(FileNotFoundError):
-        array.require()
+        array.metadata.require()
     existing(store, **options)
     with pytest.raises(FileNotFoundError, match="removed or replaced"):
-        array.require()
-    opened(store, entry()).require()
+        array.metadata.require()
+    opened(store, entry()).metadata.require()
 
 
 # -- damaged ------------------------------------------------------------------------------------
@@ -652,6 +659,54 @@ def test_what_is_refused_leaves_the_store_as_it_was(store: Store, refused: dict[
     before = stamps(store.path)
     with pytest.raises(ParkError):
         opened(store, entry(**refused))
+    assert stamps(store.path) == before
+
+
+# -- made with the first block ------------------------------------------------------------------
+
+
+def test_what_does_not_exist_is_made_late(store: Store) -> None:
+    array = promised(store, entry())
+    assert not store.path.exists()
+    assert array.metadata.stands()
+    np.testing.assert_array_equal(array.read(Box((0, 0, 0), (1, 9, 9))), np.zeros((1, 9, 9)))
+    array.metadata.make()
+    array.metadata.require()
+    before = stamps(store.path)
+    array.metadata.make()
+    assert stamps(store.path) == before
+    assert opened(store, entry()).ledger_id == array.ledger_id
+
+
+def test_what_somebody_made_meanwhile_is_another(store: Store) -> None:
+    array = promised(store, entry())
+    existing(store)
+    with pytest.raises(FileNotFoundError, match="removed or replaced"):
+        array.metadata.make()
+
+
+def test_groups_that_stand_by_then_are_left_alone(store: Store) -> None:
+    first, second = promised(store, entry(array="g/a")), promised(store, entry(array="g/h/b"))
+    first.metadata.make()
+    before = {path: stamp for path, stamp in stamps(store.path).items() if path.is_file()}
+    second.metadata.make()
+    after = {path: stamp for path, stamp in stamps(store.path).items() if path.is_file()}
+    assert {path: after[path] for path in before} == before
+    assert after.keys() - before.keys() == {
+        store.path / "g/h/zarr.json",
+        store.path / "g/h/b/zarr.json",
+    }
+
+
+@pytest.mark.parametrize(("first", "second"), [("g", "g/img"), ("g/img", "g")])
+def test_of_two_arrays_in_each_others_way_one_is_made(
+    store: Store, first: str, second: str
+) -> None:
+    made, other = promised(store, entry(array=first)), promised(store, entry(array=second))
+    made.metadata.make()
+    before = stamps(store.path)
+    with pytest.raises((ArrayMismatch, FileNotFoundError)):
+        other.metadata.make()
     assert stamps(store.path) == before
 
 

@@ -29,7 +29,8 @@ def _write_a_tile(root: Path, store: str) -> None:
     }
     entry = build(fields)
     opened = open_store(root, entry.store, file_mode=0o644, folder_mode=0o755)
-    open_array(opened, entry, write_empty_chunks=True, max_block_bytes=1 << 20)
+    array = open_array(opened, entry, write_empty_chunks=True, max_block_bytes=1 << 20)
+    array.metadata.make()
 
 
 def _outside(folder: Path, root: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,14 @@ from consumer.coverage import Box, Coverage
 from consumer.errors import (
     ArrayMismatch,
     ConsumerError,
+    Fenced,
     StopError,
     StoreRemoved,
     WriterLost,
 )
 from consumer.message import Outline
 from consumer.settings import Settings
-from consumer.storage import Storage, Taken
+from consumer.storage import Storage
 
 KEY = ArrayKey("p/s.zarr", "a")
 BLOCK = 8
@@ -37,6 +38,7 @@ class Bench:
     """A storage whose callbacks are run by whoever waits for them."""
 
     def __init__(self, root: Path) -> None:
+        self.allows = True
         self.arena = Arena(1 << 20)
         self.posted: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.stopped: list[StopError] = []
@@ -51,10 +53,10 @@ class Bench:
         self.turn_until(lambda: bool(answers))
         return answers[0]
 
-    def turn_until(self, condition: Callable[[], bool]) -> None:
+    def turn_until(self, condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
         """Run what is posted until the condition holds."""
         while not condition():
-            self.posted.get(timeout=30)()
+            self.posted.get(timeout=timeout_s)()
 
     def open(self, **said: Any) -> tuple[Any, ConsumerError | None]:
         """Open the array."""
@@ -71,14 +73,19 @@ class Bench:
         }
         outline = Outline(build(fields | said), (), ())
         answer = self.ask(self.storage.open, outline, 1 << 20)
-        if isinstance(answer[0], Taken):
-            answer = self.ask(self.storage.open, outline, 1 << 20)
+        if self.allows and answer[0] is not None and answer[0].taken:
+            self.storage.allow(KEY.store, answer[0].taken)
         return answer
 
     def write(
         self, block: int, value: int, *filled: Box
     ) -> tuple[Write, tuple[Any, ConsumerError | None]]:
         """Write a block whose filled boxes hold a value, and whose holes are garbage."""
+        write = self.block(block, value, *filled)
+        return write, self.ask(self.storage.write, write)
+
+    def block(self, block: int, value: int, *filled: Box) -> Write:
+        """Return a block to be written."""
         box = Box((0, block * BLOCK), (BLOCK, (block + 1) * BLOCK))
         taken = self.arena.take(BLOCK * BLOCK * 2)
         assert taken is not None
@@ -89,8 +96,7 @@ class Bench:
             buffer[each.slices] = value
         merge = coverage.voxels < box.volume
         key = BlockKey(KEY, (0, block))
-        write = Write(key, box, buffer, coverage, merge, Reason.COMPLETE, set(), 0)
-        return write, self.ask(self.storage.write, write)
+        return Write(key, box, buffer, coverage, merge, Reason.COMPLETE, set(), 0)
 
 
 @pytest.fixture
@@ -106,7 +112,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def test_a_block_is_written_from_the_shared_memory(bench: Bench, tmp_path: Path) -> None:
     opened, error = bench.open()
     assert error is None
-    assert (opened.array.key, opened.new_store) == (KEY, True)
+    assert opened.array.key == KEY
     assert opened.array.layout.grid.block == (BLOCK, BLOCK)
     _, (written, error) = bench.write(1, 7)
     assert error is None
@@ -133,6 +139,7 @@ def test_the_holes_of_a_buffer_are_filled_with_what_is_stored(bench: Bench, tmp_
 
 def test_errors_come_back_as_what_they_are(bench: Bench, tmp_path: Path) -> None:
     bench.open()
+    bench.write(0, 1)
     _, error = bench.open(array="a/b", store=KEY.store)
     assert isinstance(error, ArrayMismatch)
     assert "'a'" in str(error)
@@ -142,13 +149,41 @@ def test_errors_come_back_as_what_they_are(bench: Bench, tmp_path: Path) -> None
 
 
 def test_the_last_array_of_a_store_closes_the_store(bench: Bench, tmp_path: Path) -> None:
-    assert bench.open()[0].new_store
-    assert not bench.open(array="second")[0].new_store
+    first = bench.open()[0].taken
+    assert first
+    assert bench.open(array="second")[0].taken is None
     for path in ("a", "second"):
         bench.storage.close_array(ArrayKey(KEY.store, path))
     bench.turn_until(lambda: bench.storage.idle)
     assert not (tmp_path / ".tiles" / KEY.store).exists()
-    assert bench.open()[0].new_store
+    assert bench.open()[0].taken not in {None, first}
+
+
+def test_nothing_is_committed_before_it_is_allowed(bench: Bench, tmp_path: Path) -> None:
+    bench.allows = False
+    opened, _ = bench.open()
+    answers: list[Any] = []
+    bench.storage.write(bench.block(1, 7), lambda *answer: answers.append(answer))
+    bench.storage.allow(KEY.store, "of another tenure")
+    with pytest.raises(Empty):
+        bench.turn_until(lambda: bool(answers), timeout_s=0.5)
+    assert not (tmp_path / KEY.store).exists()
+    bench.storage.allow(KEY.store, opened.taken)
+    bench.turn_until(lambda: bool(answers))
+    assert answers[0][1] is None
+    assert (tmp_path / KEY.store / KEY.path / "zarr.json").exists()
+
+
+def test_what_waited_in_vain_is_fenced(bench: Bench, tmp_path: Path) -> None:
+    bench.allows = False
+    bench.open()
+    answers: list[Any] = []
+    bench.storage.write(bench.block(1, 7), lambda *answer: answers.append(answer))
+    bench.storage.close_array(KEY)
+    bench.turn_until(lambda: bool(answers))
+    assert isinstance(answers[0][1], Fenced)
+    bench.turn_until(lambda: bench.storage.idle)
+    assert list(tmp_path.rglob("*.json")) == []
 
 
 def test_a_writer_that_dies_is_reported_with_what_to_do(bench: Bench) -> None:
