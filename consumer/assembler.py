@@ -8,7 +8,7 @@ At most one write is under way for a block. Tiles that come meanwhile go to a ne
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +52,8 @@ class Assembler:
     ----------
     budget : Budget
         Counts buffers (`blocks`), buffers kept for a later merge (`cached`) or another block
-        (`spare`) and what writes hold beside their buffer (`encoding`).
+        (`spare`), what writes hold beside their buffer (`encoding`) and what is known of stored
+        blocks (`coverage`).
     arena : Arena
         Where buffers lie.
     idle_s, max_age_s : float
@@ -294,12 +295,12 @@ class Assembler:
         """Take note that a write is durable; return the deliveries that it settled."""
         block = self._returned(write)
         current = self.is_current(write)
-        if current:
-            self._stored.note(write.key, write.box, write.filled)
+        whole = current and self._stored.note(write.key, write.box, write.filled)
         unused = write.buffer
         if block.buffer is None:
             self._drop(block)
-            if current and self._worth_keeping(block):
+            # More tiles of it may come, and go over what is stored.
+            if current and not whole and self._room_for(block.nbytes):
                 self._stored.keep(block.key, write.buffer)
                 return self._settle(block, write.deliveries)
         else:
@@ -311,10 +312,6 @@ class Assembler:
                 self._note_complete(block)
         self._buffers.give(unused)
         return self._settle(block, write.deliveries)
-
-    def _worth_keeping(self, block: Block) -> bool:
-        """Whether more tiles of a block may come, and there is room for what they go over."""
-        return not self._stored.is_whole(block.key, block.box) and self._room_for(block.nbytes)
 
     def failed(self, write: Write) -> None:
         """Take back the buffer of a write that failed; nothing of it counts as stored."""
@@ -360,6 +357,15 @@ class Assembler:
         self.forget(list(self._deliveries))
         self._tenure += 1
         self._stored.forget_all()
+
+    def learn(self, array: ArrayKey, partly: Mapping[BlockIndex, Iterable[Box]]) -> None:
+        """Take over which boxes of which blocks are durable, relative to them, as the ledger says.
+
+        A block that they and its buffer make whole together is written at once.
+        """
+        self._stored.seed(array, partly)
+        for key in self._open.get(array, ()):
+            self._note_complete(self._blocks[key])
 
     def forget_stored(self, array: ArrayKey) -> None:
         """Drop what is known of an array's stored blocks: its handle was closed or it is gone."""

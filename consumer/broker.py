@@ -8,9 +8,10 @@ Every exception of pika ends here.
 import itertools
 import logging
 import secrets
-from collections import OrderedDict, deque
+import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
@@ -21,9 +22,11 @@ from pika.channel import Channel
 from consumer.blocks import DeliveryId
 from consumer.connection import UNREADABLE_HEADERS, Connection, prepare_pika
 from consumer.errors import ParkError
+from consumer.events import CONTENT_TYPE, Event
 from consumer.message import Envelope
 from consumer.metrics import Metrics
-from consumer.parking import HEADER_PREFIX, parked_properties
+from consumer.outgoing import Letter, Outgoing
+from consumer.parking import parked_event, parked_properties
 from consumer.settings import Settings
 from consumer.topology import Topology, establish
 
@@ -31,8 +34,6 @@ from consumer.topology import Topology, establish
 Loop: TypeAlias = IOLoop
 _FRAME_OVERHEAD = 20
 _MAX_HEADER_DEPTH = 100
-_PARKING_WINDOW_BYTES = 16 << 20
-_PARKING_WINDOW = 100
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Settling(Protocol):
     """Where deliveries are settled."""
 
     def acknowledge(self, delivery: DeliveryId) -> bool:
-        """Acknowledge; return whether the delivery's channel still exists."""
+        """Acknowledge; return whether the delivery is still the broker's to be settled."""
 
     def requeue(self, delivery: DeliveryId) -> None:
         """Have it delivered again."""
@@ -69,22 +70,16 @@ class Settling(Protocol):
     def park(
         self, delivery: Delivery, body: bytes, error: ParkError, done: Callable[[bool], None]
     ) -> None:
-        """Park, then acknowledge, then call `done` with whether that came to pass."""
+        """Park, then call `done` with whether that came to pass: then it is to be acknowledged."""
+
+    def announce(self, event: Event, done: Callable[[bool], None]) -> None:
+        """Publish an event; `done` is told when the broker has taken it."""
 
     def round_trip(self, done: Callable[[bool], None]) -> None:
         """Ask the broker something; `done` is told whether it answered while it delivers to us."""
 
     def reset(self, reason: str, *, hold: Callable[[], bool]) -> None:
         """Give up the channel; subscribe again when `hold` says no more."""
-
-
-@dataclass(slots=True)
-class _Parked:
-    delivery: Delivery
-    body: bytes
-    properties: Any
-    done: Callable[[bool], None]
-    returned: bool = False
 
 
 class Broker:
@@ -115,7 +110,7 @@ class Broker:
         self._asking: Channel | None = None
         self._asked: deque[Callable[[bool], None]] = deque()
         self._loop = loop
-        self._parking = _Parking(loop, settings, topology, metrics)
+        self._outgoing = Outgoing(loop, settings, metrics)
         self._consuming = Connection(
             loop,
             settings,
@@ -137,14 +132,14 @@ class Broker:
         """Connect and subscribe."""
         self._receiver = receiver
         self._consuming.open()
-        self._parking.connection.open()
+        self._outgoing.connection.open()
 
     def acknowledge(self, delivery: DeliveryId) -> bool:
-        """Acknowledge on the delivery's own channel; return whether that still exists.
+        """Acknowledge on the delivery's own channel; return whether that is still to be done.
 
         Those of one turn of the loop go out together.
         """
-        if self._channel_of(delivery) is None:
+        if self._channel_of(delivery) is None or delivery.tag not in self._unsettled:
             return False
         if not self._acknowledged:
             self._loop.call_later(0, self._send_acknowledgements)
@@ -161,18 +156,13 @@ class Broker:
     def park(
         self, delivery: Delivery, body: bytes, error: ParkError, done: Callable[[bool], None]
     ) -> None:
-        """Copy a message to the parking exchange, then acknowledge it, then call `done`.
+        """Copy a message to the parking exchange, tell of it, then call `done`.
 
         Only once the broker has answered: a consumer that was paused, and whose deliveries have
         long gone to another, parks nothing. What cannot be published again is rejected to the
-        dead-letter exchange, which is the same. `done` is told whether the message is parked.
+        dead-letter exchange, which is the same, and nobody is told of it. `done` is told whether
+        the message is parked; it is then to be acknowledged.
         """
-
-        def settle(confirmed: bool) -> None:
-            if confirmed:
-                self.acknowledge(delivery.id)
-            done(confirmed)
-
         properties = self._republishable(delivery, error)
         if properties is None:
             channel = self._channel_of(delivery.id)
@@ -181,8 +171,40 @@ class Broker:
                 channel.basic_reject(delivery.id.tag, requeue=False)
             done(channel is not None)
             return
-        parked = _Parked(delivery, body, properties, settle)
-        self.round_trip(lambda shown: self._parking.publish(parked) if shown else done(False))
+        event = parked_event(properties)
+
+        def parked(confirmed: bool) -> None:
+            if confirmed:
+                self.announce(event, done)
+            else:
+                done(False)
+
+        copy = Letter(
+            "park",
+            self._topology.parking.name,
+            delivery.envelope.routing_key,
+            body,
+            properties,
+            parked,
+            comes_again=True,
+            identity=event.parking_id,
+        )
+        self.round_trip(lambda shown: self._outgoing.publish(copy) if shown else done(False))
+
+    def announce(self, event: Event, done: Callable[[bool], None]) -> None:
+        """Publish an event; `done` is told when the broker has taken it."""
+        properties = pika.BasicProperties(
+            content_type=CONTENT_TYPE,
+            delivery_mode=2,
+            type=event.event,
+            message_id=event.identity,
+            app_id=self._settings.consumer_name,
+            timestamp=int(time.time()),
+        )
+        body = event.model_dump_json(exclude_none=True).encode()
+        exchange = self._topology.events.name
+        letter = Letter("announce", exchange, event.routing_key, body, properties, done)
+        self._outgoing.publish(letter)
 
     def round_trip(self, done: Callable[[bool], None]) -> None:
         """Ask the broker something; `done` is told whether it answered while it delivers to us.
@@ -218,12 +240,12 @@ class Broker:
         """Close both connections for good."""
         self._send_acknowledgements()
         self._consuming.close()
-        self._parking.connection.close()
+        self._outgoing.connection.close()
 
     @property
     def closed(self) -> bool:
         """Whether both connections are closed."""
-        return self._consuming.closed and self._parking.connection.closed
+        return self._consuming.closed and self._outgoing.connection.closed
 
     def _send_acknowledgements(self) -> None:
         """Acknowledge at once what was delivered first and next to each other, then the rest."""
@@ -303,7 +325,7 @@ class Broker:
         asked, self._asked = self._asked, deque()
         for done in asked:
             done(False)
-        self._parking.drop_waiting()
+        self._outgoing.drop_waiting()
         if had_channel and self._receiver is not None:
             self._receiver.channel_lost()
 
@@ -326,104 +348,6 @@ class Broker:
             log.exception("a parked message's properties cannot be encoded; rejecting it")
             return None
         return properties if size <= self._consuming.frame_max else None
-
-
-@dataclass(slots=True)
-class _Parking:
-    """Publishes copies to the parking exchange until each is confirmed."""
-
-    loop: Loop
-    settings: Settings
-    topology: Topology
-    metrics: Metrics
-    waiting: deque[_Parked] = field(default_factory=deque)
-    unconfirmed: OrderedDict[int, _Parked] = field(default_factory=OrderedDict)
-    channel: Channel | None = None
-    published: int = 0
-    connection: Connection = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.connection = Connection(
-            self.loop,
-            self.settings,
-            "publish",
-            owner=self.settings.consumer_name,
-            opened=self._opened,
-            lost=self._lost,
-            failed=lambda _error: self.metrics.reconnects.labels(connection="publish").inc(),
-        )
-
-    def publish(self, parked: _Parked) -> None:
-        self.waiting.append(parked)
-        self._advance()
-
-    def drop_waiting(self) -> None:
-        """Let go of what was not sent yet and will be delivered again."""
-        waiting, self.waiting = self.waiting, deque()
-        for parked in waiting:
-            parked.done(False)
-
-    def _opened(self, channel: Channel) -> None:
-        channel.add_on_return_callback(self._on_return)
-        self.published = 0
-        channel.confirm_delivery(self._on_confirm, callback=lambda _frame: self._ready(channel))
-
-    def _ready(self, channel: Channel) -> None:
-        self.channel = channel
-        self.connection.works()
-        self._advance()
-
-    def _lost(self) -> None:
-        self.channel = None
-        self.waiting.extendleft(reversed(self.unconfirmed.values()))
-        self.unconfirmed.clear()
-
-    def _advance(self) -> None:
-        while self.waiting and self.channel is not None and self.channel.is_open:
-            held = sum(len(parked.body) for parked in self.unconfirmed.values())
-            if self.unconfirmed and (
-                held + len(self.waiting[0].body) > _PARKING_WINDOW_BYTES
-                or len(self.unconfirmed) >= _PARKING_WINDOW
-            ):
-                return
-            self._send(self.channel, self.waiting.popleft())
-
-    def _send(self, channel: Channel, parked: _Parked) -> None:
-        parked.returned = False
-        self.published += 1
-        self.unconfirmed[self.published] = parked
-        channel.basic_publish(
-            self.topology.parking.name,
-            parked.delivery.envelope.routing_key.encode()[:255].decode(errors="ignore"),
-            parked.body,
-            parked.properties,
-            mandatory=True,
-        )
-
-    def _on_return(self, _channel: Channel, _method: Any, properties: Any, _body: bytes) -> None:
-        name = f"{HEADER_PREFIX}parking-id"
-        for parked in self.unconfirmed.values():
-            if parked.properties.headers[name] == properties.headers[name]:
-                parked.returned = True
-
-    def _on_confirm(self, frame: Any) -> None:
-        tag, positive = frame.method.delivery_tag, isinstance(frame.method, pika.spec.Basic.Ack)
-        multiple = frame.method.multiple
-        for number in [n for n in self.unconfirmed if n == tag or (multiple and n <= tag)]:
-            parked = self.unconfirmed.pop(number)
-            if positive and not parked.returned:
-                parked.done(True)
-            else:
-                self._again(parked)
-        self._advance()
-
-    def _again(self, parked: _Parked) -> None:
-        log.error(
-            "a parked message was refused or found no parking queue; trying again",
-            extra={"exchange": self.topology.parking.name, "returned": parked.returned},
-        )
-        self.metrics.retries.labels(operation="park").inc()
-        self.loop.call_later(self.settings.reconnect_max_s / 4, lambda: self.publish(parked))
 
 
 def _delivery(identity: DeliveryId, method: Any, properties: Any) -> Delivery:

@@ -1,13 +1,16 @@
 """How much memory is held, in bytes by kind, against the one limit that there is.
 
-A quarter of the limit is for bodies, so that whatever arrives, blocks can still be written; the
-rest is for blocks and what writing them takes.
+A quarter of the limit is for bodies, so that whatever arrives, blocks can still be written, and a
+sixteenth for what is known of stored blocks; the rest is for blocks and what writing them takes.
 """
 
 from dataclasses import dataclass, field
 
-KINDS = ("bodies", "blocks", "cached", "spare", "encoding", "scratch")
+_OF_BLOCKS = ("blocks", "cached", "spare", "encoding")
+KINDS = ("bodies", *_OF_BLOCKS, "coverage", "ledgers", "scratch")
 BODY_SHARE = 4
+# Each of coverage and ledgers.
+KNOWN_SHARE = 32
 # A block is held up to four times while it is written: its buffer, and beside it the stored base,
 # the encoded chunks, and the shard that joins them.
 ENCODING_FACTOR = 3
@@ -15,12 +18,17 @@ ENCODING_FACTOR = 3
 
 def max_block_bytes(limit: int) -> int:
     """Return the largest block that can be written within a limit, in bytes."""
-    return (limit - limit // BODY_SHARE) // (1 + ENCODING_FACTOR)
+    return _for_blocks(limit) // (1 + ENCODING_FACTOR)
 
 
 def least_limit(block: int) -> int:
     """Return the least limit within which a block of so many bytes can be written."""
-    return BODY_SHARE * ((1 + ENCODING_FACTOR) * block - 1) // (BODY_SHARE - 1) + 1
+    return -((1 + ENCODING_FACTOR) * block * 16 // -11)
+
+
+def _for_blocks(limit: int) -> int:
+    # What the other shares leave: 1 - 1/4 - 2/32.
+    return limit * 11 // 16
 
 
 @dataclass(slots=True)
@@ -33,6 +41,10 @@ class Budget:
     def take(self, kind: str, nbytes: int) -> None:
         """Count bytes as held."""
         self.held[kind] += nbytes
+
+    def note(self, kind: str, nbytes: int) -> None:
+        """Take note of how many bytes are held."""
+        self.held[kind] = nbytes
 
     def give(self, kind: str, nbytes: int) -> None:
         """Count bytes as released."""
@@ -47,5 +59,10 @@ class Budget:
     @property
     def free_for_blocks(self) -> int:
         """Bytes of the rest that are not held; negative where a lone write takes more."""
-        held = sum(self.held[kind] for kind in ("blocks", "cached", "spare", "encoding"))
-        return self.limit - self.limit // BODY_SHARE - held
+        held = sum(self.held[kind] for kind in _OF_BLOCKS)
+        return _for_blocks(self.limit) - held
+
+    @property
+    def free_for_coverage(self) -> int:
+        """Bytes of the share of what is known of stored blocks that are not held."""
+        return self.limit // KNOWN_SHARE - self.held["coverage"]

@@ -26,6 +26,16 @@ class Event(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
     event: ClassVar[str]
 
+    @property
+    def routing_key(self) -> str:
+        """What it is published under."""
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> str | None:
+        """AMQP's `message_id`: the same where the same event is published again."""
+        return None
+
     def routing_key_of(self, name: str) -> str:
         """Return the routing key of the event on a store key; what is too long is cut."""
         key = f"{self.event}.{name}".encode()
@@ -58,6 +68,11 @@ class ArrayCompleted(ArrayEvent):
         text = json.dumps([self.event, self.store, self.array, self.run])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
+    @property
+    def identity(self) -> str | None:
+        """The message id."""
+        return self.message_id
+
 
 class ArrayProgress(ArrayEvent):
     """So many voxels of an array are filled and durable."""
@@ -85,3 +100,8 @@ class TileParked(Event):
     def routing_key(self) -> str:
         """The event and the parked message's routing key."""
         return self.routing_key_of(self.store)
+
+    @property
+    def identity(self) -> str | None:
+        """The id of its parking."""
+        return self.parking_id

@@ -5,10 +5,12 @@ commits, and its results come back here before anything is acknowledged.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from functools import partial
 
+from consumer.announcer import Announcer
 from consumer.arena import Arena
 from consumer.assembler import Assembler
 from consumer.blocks import ArrayKey, DeliveryId, StoredArray, Write
@@ -25,7 +27,7 @@ from consumer.errors import (
     Unexpected,
 )
 from consumer.faults import Condemned, Faults
-from consumer.handles import Handle, Handles
+from consumer.handles import Handle, Handles, key_of
 from consumer.inbox import Held, Inbox
 from consumer.message import Message, Outline, decode
 from consumer.metrics import Metrics
@@ -90,6 +92,9 @@ class Flow:
             failed=self._give_up,
         )
         self._handles: Handles = Handles(settings.max_open_arrays)
+        self._announcer = Announcer(
+            broker, storage, self._acknowledge, interval_s=settings.progress_s
+        )
         self._held: dict[DeliveryId, Held] = {}
         self._parking: set[DeliveryId] = set()
         self._condemned = Condemned()
@@ -124,6 +129,7 @@ class Flow:
                 self._inbox.release(held)
             handle.waiting.clear()
         self.assembler.forget_all()
+        self._announcer.channel_lost()
         for handle in self._handles:
             if handle.array is not None:
                 self._storage.close_array(handle.key)
@@ -158,12 +164,24 @@ class Flow:
             self._at_work = now
         elif now - self._at_work > self._settings.idle_s:
             self.assembler.release_spare()
-        for handle in self._handles.surplus(self.assembler.uses):
-            self.assembler.forget_stored(handle.key)
-            self._handles.drop(handle)
-            self._storage.close_array(handle.key)
+        for handle in self._handles.surplus(self._uses):
+            self._drop(handle)
+        self._announcer.tick(now, self._bound)
         self.advance()
         self._measure(now)
+
+    def _uses(self, array: ArrayKey) -> bool:
+        return self.assembler.uses(array) or self._announcer.announces(array)
+
+    def _drop(self, handle: Handle) -> None:
+        self.assembler.forget_stored(handle.key)
+        self._announcer.forget(handle.key)
+        self._handles.drop(handle)
+        self._storage.close_array(handle.key)
+
+    def _bound(self, array: ArrayKey) -> tuple[str | None, str | None]:
+        handle = self._handles.get(array)
+        return handle.source, handle.run
 
     def drain(self) -> None:
         """Place nothing more, write everything."""
@@ -172,8 +190,9 @@ class Flow:
 
     @property
     def drained(self) -> bool:
-        """Whether nothing is left that could be written or parked."""
-        return not self.assembler.open_blocks and not self._parking
+        """Whether nothing is left that could be written, parked or announced."""
+        busy = self.assembler.open_blocks or self._parking or self._announcer.busy
+        return not busy
 
     def close(self) -> None:
         """Let go of every array."""
@@ -293,6 +312,10 @@ class Flow:
             kept = self.assembler.uses(handle.key)
             handle.source = opened.source or (handle.source if kept else None)
             handle.run = opened.run or (handle.run if kept else None)
+            self.assembler.learn(handle.key, opened.partly)
+            handle.complete = opened.completed
+            if opened.completed:
+                self._announcer.completed(handle.key, handle.source, handle.run)
             self._inbox.put_back(handle.waiting)
             handle.waiting.clear()
         elif isinstance(error, ParkError) and opened_for is not None:
@@ -336,8 +359,7 @@ class Flow:
             if self._faults.clear(store):
                 log.info("the store works again", extra={"store": store})
             self._metrics.wrote(write, written.encoded, written.committed, written.seconds)
-            for identity in self.assembler.wrote(write):
-                self._acknowledge(identity)
+            self._settle(write.key.array, written, self.assembler.wrote(write))
         elif isinstance(error, ParkError):
             self._condemn(write, error)
         elif error is not None:
@@ -346,6 +368,19 @@ class Flow:
             if current or not isinstance(error, Fenced):
                 self._failed(store, "write", error)
         self.advance()
+
+    def _settle(self, array: ArrayKey, written: Written, settled: list[DeliveryId]) -> None:
+        """Acknowledge what is durable: what made an array complete, once that is announced."""
+        self.budget.note("ledgers", written.ledger_bytes)
+        handle = self._handles.find(array)
+        if handle is not None and written.completed:
+            handle.complete = True
+            self._announcer.completed(array, handle.source, handle.run, settled)
+            return
+        if handle is not None and handle.array is not None:
+            self._announcer.written(array, math.prod(handle.array.layout.shape), written.filled)
+        for identity in settled:
+            self._acknowledge(identity)
 
     def _condemn(self, write: Write, error: ParkError) -> None:
         """Have the block's deliveries come again: their bodies are needed to park them."""
@@ -383,8 +418,8 @@ class Flow:
         )
 
     def _acknowledge(self, identity: DeliveryId) -> None:
-        held = self._held.pop(identity)
-        if not self._broker.acknowledge(identity):
+        held = self._held.pop(identity, None)
+        if held is None or not self._broker.acknowledge(identity):
             return
         self._metrics.acknowledged.inc()
         now = time.time()
@@ -411,10 +446,26 @@ class Flow:
         self._broker.park(delivery, held.body, error, partial(self._parked, held, error.reason))
 
     def _parked(self, held: Held, reason: str, confirmed: bool) -> None:
+        outline = held.outline
         self._inbox.release(held)
-        self._parking.discard(held.delivery.id)
-        if self._held.pop(held.delivery.id, None) is not None and confirmed:
-            self._metrics.parked.labels(reason=reason).inc()
+        if not confirmed:
+            self._parking.discard(held.delivery.id)
+            return
+        self._metrics.parked.labels(reason=reason).inc()
+        done = partial(self._settle_parked, held.delivery.id)
+        handle = self._handles.find(key_of(outline)) if outline else None
+        if outline and handle and handle.array:
+            # Whoever waits for the array learns so that something of it will not come.
+            self._storage.remark(handle.key, done, parked=len(outline.boxes))
+        else:
+            done(None, None)
+
+    def _settle_parked(
+        self, identity: DeliveryId, _written: Written | None, _error: ConsumerError | None
+    ) -> None:
+        self._parking.discard(identity)
+        if self._held.pop(identity, None) is not None:
+            self._broker.acknowledge(identity)
         self.advance()
 
     def _give_up(self, reason: str) -> None:

@@ -24,6 +24,8 @@ class Handle:
         What the first message that it took said of it: where it is gone, it is made anew so.
     array : StoredArray or None
         None while it is not open.
+    complete : bool
+        Whether it was complete when last heard of.
     before : StoredArray or None
         What it was, where the store is gone and it must be opened again.
     """
@@ -36,6 +38,7 @@ class Handle:
     taken: bool = False
     source: str | None = None
     run: str | None = None
+    complete: bool = False
 
     @property
     def opening(self) -> Outline:
@@ -64,6 +67,11 @@ class Handle:
             self.outline, self.taken = outline, True
 
 
+def key_of(outline: Outline) -> ArrayKey:
+    """Return the array that a message is of."""
+    return ArrayKey(outline.entry.store, outline.entry.array)
+
+
 class Handles:
     """Handles by array, least recently used first."""
 
@@ -83,7 +91,7 @@ class Handles:
 
     def of(self, outline: Outline) -> Handle:
         """Return the handle of a message's array, as the one used last."""
-        key = ArrayKey(outline.entry.store, outline.entry.array)
+        key = key_of(outline)
         if key not in self._handles:
             self._handles[key] = self._closed[key] = Handle(key, outline)
         self._handles.move_to_end(key)
@@ -119,6 +127,10 @@ class Handles:
         del self._handles[handle.key]
         self._closed.pop(handle.key, None)
 
+    def find(self, key: ArrayKey) -> Handle | None:
+        """Return the handle of an array, if it has one."""
+        return self._handles.get(key)
+
     def get(self, key: ArrayKey) -> Handle:
         """Return the handle of an array that has one."""
         return self._handles[key]
@@ -137,10 +149,10 @@ class Handles:
         return [handle.key for handle in arrays]
 
     def surplus(self, in_use: Callable[[ArrayKey], bool]) -> Iterator[Handle]:
-        """Yield the handles to drop, least recently used first."""
+        """Yield those to drop: of complete arrays, and above the limit the least recently used."""
         for handle in list(self):
-            if len(self._handles) <= self._most:
-                return
+            if len(self._handles) <= self._most and not handle.complete:
+                continue
             idle = not handle.waiting and not self.is_opening(handle.key.store)
             if idle and not in_use(handle.key):
                 yield handle

@@ -54,7 +54,7 @@ class Ledger:
     unsaved : mapping
         Files to be written with the next round.
     limit_bytes : int
-        The most memory to take: what would need more is not remembered.
+        The most memory to take: what would need more is not remembered. It may be changed.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Ledger:
     ) -> None:
         self._path = path
         self._numbering = Numbering(header.grid)
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._segments = dict(segments or {})
         self._unsaved = dict(unsaved or {})
         self._dirty: set[int] = set()
@@ -103,6 +103,11 @@ class Ledger:
         return self.missing_blocks == 0
 
     @property
+    def filled(self) -> int:
+        """Voxels that are filled."""
+        return self._filled
+
+    @property
     def percent(self) -> float:
         """Voxels filled of a hundred; 100 only where none is missing."""
         volume = Box.of_shape(self._header.shape).volume
@@ -123,6 +128,13 @@ class Ledger:
         if known == WHOLE:
             return Coverage([Box.of_shape(self._header.grid.box(block).shape)])
         return Coverage(boxes_of(known))
+
+    def partly(self) -> Iterator[tuple[BlockIndex, tuple[Box, ...]]]:
+        """Yield the blocks that are partly filled, and which boxes of each, relative to it."""
+        for number, segment in self._segments.items():
+            for block, known in segment.partly.items():
+                index = self._numbering.index(number * SEGMENT_BLOCKS + block)
+                yield index, tuple(boxes_of(known))
 
     def missing(self) -> Iterator[Box]:
         """Yield disjoint boxes in the array that make up what is not filled."""
@@ -220,7 +232,7 @@ class Ledger:
     def _fits(self, number: int, new: bytes) -> bool:
         more = _cost(new) - _cost(self._known(number))
         more += _SEGMENT_BYTES * (number // SEGMENT_BLOCKS not in self._segments)
-        return more <= 0 or self._nbytes + more <= self._limit_bytes
+        return more <= 0 or self._nbytes + more <= self.limit_bytes
 
     def _put(self, number: int, new: bytes) -> None:
         at, block = divmod(number, SEGMENT_BLOCKS)

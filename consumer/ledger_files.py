@@ -40,7 +40,7 @@ class _Found:
 
 
 def load(
-    root: Path, array: ArrayKey, fresh: Header, now_ms: int, *, limit_bytes: int = LIMIT_BYTES
+    root: Path, array: ArrayKey, fresh: Header, now_ms: int, limit_bytes: int = LIMIT_BYTES
 ) -> tuple[Ledger, list[str]]:
     """Return the ledger of an array whose store was taken, and what of it was damaged.
 

@@ -89,7 +89,7 @@ class Metrics:
             self.blocks_written.labels(reason=flush.value)
         for kind in KINDS:
             self.held_bytes.labels(kind=kind)
-        for operation in ("write", "open", "park"):
+        for operation in ("write", "open", "park", "announce"):
             self.retries.labels(operation=operation)
         for connection in ("consume", "publish"):
             self.reconnects.labels(connection=connection)

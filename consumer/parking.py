@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from consumer.errors import ParkError
+from consumer.events import TileParked
 
 HEADER_PREFIX = "x-tiles-"
+PARKING_ID = f"{HEADER_PREFIX}parking-id"
 MAX_DETAIL_BYTES = 1000
 _KEPT = (
     "content_type",
@@ -39,9 +41,19 @@ def parked_properties(
             f"{HEADER_PREFIX}routing-key": _bounded(routing_key),
             f"{HEADER_PREFIX}parked-ms": int(time.time() * 1000),
             f"{HEADER_PREFIX}parked-by": _bounded(by),
-            f"{HEADER_PREFIX}parking-id": parking_id,
+            PARKING_ID: parking_id,
         },
     }
+
+
+def parked_event(properties: Any) -> TileParked:
+    """Return the event that tells of a parked message, by the properties of its copy."""
+    said = {
+        name.removeprefix(HEADER_PREFIX).replace("-", "_"): value
+        for name, value in properties.headers.items()
+        if name.startswith(HEADER_PREFIX)
+    }
+    return TileParked(store=said.pop("routing_key"), message_id=properties.message_id, **said)
 
 
 def _foreign(headers: Mapping[str, Any]) -> dict[str, Any]:

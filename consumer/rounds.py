@@ -17,7 +17,7 @@ from consumer.arrays import OpenArray
 from consumer.coverage import Box, Coverage
 from consumer.encoder import Objects, size, touched_files
 from consumer.ledger import Files, Ledger
-from consumer.storage import WriteBlock, Written
+from consumer.storage import Remark, WriteBlock, Written
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class WritableArray:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A block ready to be committed.
+    """A block ready to be committed, or a remark, which has no objects.
 
     Attributes
     ----------
@@ -41,10 +41,10 @@ class Encoded:
     """
 
     array: WritableArray
-    request: WriteBlock
+    request: WriteBlock | Remark
     objects: Objects
-    nbytes: int
-    seconds: float
+    nbytes: int = 0
+    seconds: float = 0.0
 
 
 def encode(array: WritableArray, write: WriteBlock, buffer: npt.NDArray[Any]) -> Encoded:
@@ -90,7 +90,12 @@ def commit(blocks: Sequence[Encoded]) -> list[Written]:
     for array in arrays.values():
         array.ledger.saved()
     seconds = monotonic() - started
-    return [Written(block.nbytes, size(block.objects), block.seconds + seconds) for block in blocks]
+    return [_written(block, block.seconds + seconds) for block in blocks]
+
+
+def unannounced(ledger: Ledger) -> bool:
+    """Whether an array is complete, and nobody has announced that yet."""
+    return ledger.complete and not ledger.header.announced
 
 
 def now_ms() -> int:
@@ -98,10 +103,20 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def _written(block: Encoded, seconds: float) -> Written:
+    ledger = block.array.ledger
+    return Written(block.nbytes, size(block.objects), seconds, ledger.filled, unannounced(ledger))
+
+
 def _ledger_files(blocks: Iterable[Encoded], arrays: Iterable[WritableArray]) -> Files:
     written_ms = now_ms()
     for block in blocks:
         ledger, request = block.array.ledger, block.request
+        if isinstance(request, Remark):
+            ledger.count_parked(request.parked)
+            if request.announced:
+                ledger.announce()
+            continue
         ledger.bind(request.source, request.run)
         ledger.fill(request.block, request.filled)
         ledger.count(request.tiles, written_ms)

@@ -105,6 +105,11 @@ class Settings(Access):
         "three times the gap between its tiles if that is longer.",
     )
 
+    progress_s: Seconds = Field(
+        30.0,
+        description="So often at most it is announced how far an array has come, seconds.",
+    )
+
     max_message_bytes: ByteSize = Field(
         ByteSize(MAX_MESSAGE_BYTES),
         ge=1 << 10,

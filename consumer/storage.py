@@ -16,9 +16,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +28,7 @@ import numpy as np
 
 from consumer.arena import Arena
 from consumer.blocks import ArrayKey, StoredArray, Write
+from consumer.budget import KNOWN_SHARE
 from consumer.coverage import Box
 from consumer.errors import ConsumerError, StopError, WriterLost
 from consumer.message import Outline
@@ -51,6 +52,7 @@ class Setup:
     write_empty_chunks: bool
     file_mode: int
     folder_mode: int
+    max_ledger_bytes: int
     log_level: str
     log_format: Any
     memory_bytes: int
@@ -83,12 +85,19 @@ class Opened:
         `Allow`.
     source, run : str or None
         What the array is bound to, by its ledger.
+    partly
+        Blocks that its ledger knows to be partly filled, at least some, and which boxes of each,
+        relative to it.
+    completed : bool
+        Whether it is complete, and nobody has announced that yet.
     """
 
     array: StoredArray
     taken: str | None
     source: str | None = None
     run: str | None = None
+    partly: Mapping[BlockIndex, tuple[Box, ...]] = field(default_factory=dict)
+    completed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +145,32 @@ class Written:
     ----------
     encoded, committed : int
         Bytes of the voxels in the files written, and of the files.
+    filled : int
+        Voxels of the array that are filled.
+    completed : bool
+        Whether the array is complete now, and nobody has announced that yet.
+    ledger_bytes : int
+        Memory that all ledgers take.
     """
 
     encoded: int
     committed: int
     seconds: float
+    filled: int = 0
+    completed: bool = False
+    ledger_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Put down in an array's ledger that it was announced as complete, or that tiles were parked.
+
+    It is durable when it is answered.
+    """
+
+    array: ArrayKey
+    announced: bool = False
+    parked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +185,7 @@ class Probe:
     """Try whether the root can be written."""
 
 
-Request: TypeAlias = Open | Allow | WriteBlock | Close | Probe
+Request: TypeAlias = Open | Allow | WriteBlock | Remark | Close | Probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +272,12 @@ class Storage:
             run,
         )
         self._ask(request, done)
+
+    def remark(
+        self, array: ArrayKey, done: Done[Written], *, announced: bool = False, parked: int = 0
+    ) -> None:
+        """Put something down in the ledger of an array that is open; see `Remark`."""
+        self._ask(Remark(array, announced, parked), done)
 
     def close_array(self, array: ArrayKey) -> None:
         """Let go of an array."""
@@ -330,6 +366,7 @@ def _setup(settings: Settings, arena: Arena) -> Setup:
         settings.write_empty_chunks,
         settings.file_mode,
         settings.folder_mode,
+        settings.memory_budget_bytes // KNOWN_SHARE,
         settings.log_level,
         settings.log_format,
         arena.nbytes,

@@ -5,6 +5,7 @@ time, and must be where another consumer may have written.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -14,32 +15,42 @@ from consumer.budget import Budget
 from consumer.coverage import Box, Coverage
 from consumer.placement import BlockIndex
 
+# About what Python takes for one, and for each box.
+_COVERAGE_BYTES = 400
+_BOX_BYTES = 300
+
 
 class Stored:
-    """Durable coverage by array and block, and a cache of buffers, least recently kept first."""
+    """Durable coverage by array and block, and a cache of buffers, least recently kept first.
+
+    Coverage is of blocks that are partly durable: of a whole one there is nothing to wait for.
+    """
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._durable: dict[ArrayKey, dict[BlockIndex, Coverage]] = {}
+        # With what each counts for in the budget.
+        self._durable: dict[ArrayKey, dict[BlockIndex, tuple[Coverage, int]]] = {}
         self._cache: OrderedDict[BlockKey, npt.NDArray[Any]] = OrderedDict()
 
-    def note(self, key: BlockKey, box: Box, filled: Coverage) -> None:
-        """Take note that boxes of a block are durable."""
-        of_array = self._durable.setdefault(key.array, {})
-        durable = of_array.setdefault(key.block, Coverage())
+    def note(self, key: BlockKey, box: Box, filled: Coverage) -> bool:
+        """Take note that boxes of a block are durable; return whether all of it is known to be."""
+        durable = self._forget_block(key) or Coverage()
         durable.update(filled)
-        if durable.voxels == box.volume:
-            of_array[key.block] = Coverage([Box.of_shape(box.shape)])
+        whole = durable.voxels == box.volume
+        if not whole:
+            self._remember(key, durable)
+        return whole
 
-    def is_whole(self, key: BlockKey, box: Box) -> bool:
-        """Whether all of a block is known to be durable."""
-        durable = self._of(key)
-        return durable is not None and durable.voxels == box.volume
+    def seed(self, array: ArrayKey, partly: Mapping[BlockIndex, Iterable[Box]]) -> None:
+        """Take over what an array's ledger says of blocks that are partly durable."""
+        self._forget_durable(array)
+        for block, boxes in partly.items():
+            self._remember(BlockKey(array, block), Coverage(boxes))
 
     def completes(self, key: BlockKey, box: Box, filled: Coverage) -> bool:
-        """Whether durable and filled boxes together make a block whole that was not before."""
+        """Whether durable and filled boxes together make a block whole."""
         durable = self._of(key)
-        if durable is None or not durable.voxels < box.volume <= durable.voxels + filled.voxels:
+        if durable is None or durable.voxels + filled.voxels < box.volume:
             return False
         union = durable.copy()
         union.update(filled)
@@ -63,15 +74,32 @@ class Stored:
 
     def forget(self, array: ArrayKey) -> None:
         """Forget an array."""
-        self._durable.pop(array, None)
+        self._forget_durable(array)
         for key in [key for key in self._cache if key.array == array]:
             self.take(key)
 
     def forget_all(self) -> None:
         """Forget everything."""
-        self._durable.clear()
+        for array in list(self._durable):
+            self._forget_durable(array)
         while self.evict():
             pass
 
     def _of(self, key: BlockKey) -> Coverage | None:
-        return self._durable.get(key.array, {}).get(key.block)
+        found = self._durable.get(key.array, {}).get(key.block)
+        return found[0] if found else None
+
+    def _remember(self, key: BlockKey, durable: Coverage) -> None:
+        cost = _COVERAGE_BYTES + _BOX_BYTES * len(durable)
+        if cost <= self._budget.free_for_coverage:
+            self._budget.take("coverage", cost)
+            self._durable.setdefault(key.array, {})[key.block] = durable, cost
+
+    def _forget_block(self, key: BlockKey) -> Coverage | None:
+        durable, cost = self._durable.get(key.array, {}).pop(key.block, (None, 0))
+        self._budget.give("coverage", cost)
+        return durable
+
+    def _forget_durable(self, array: ArrayKey) -> None:
+        for _, cost in self._durable.pop(array, {}).values():
+            self._budget.give("coverage", cost)

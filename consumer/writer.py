@@ -22,8 +22,9 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, TypeAlias, TypeVar
@@ -33,10 +34,12 @@ from consumer.arena import give_memory_back, part
 from consumer.arrays import Store, open_array, open_store
 from consumer.blocks import ArrayKey, StoredArray
 from consumer.commit import probe
+from consumer.coverage import Box
 from consumer.errors import ConsumerError, Fenced, StorageFault, Unexpected, from_os_error
 from consumer.ledger_files import load
 from consumer.ledger_format import Header
-from consumer.rounds import Encoded, WritableArray, commit, encode, now_ms
+from consumer.placement import BlockIndex
+from consumer.rounds import Encoded, WritableArray, commit, encode, now_ms, unannounced
 from consumer.storage import (
     Allow,
     Answer,
@@ -45,6 +48,7 @@ from consumer.storage import (
     Open,
     Opened,
     Probe,
+    Remark,
     Request,
     Setup,
     WriteBlock,
@@ -53,6 +57,10 @@ from consumer.storage import (
 
 log = logging.getLogger(__name__)
 
+# Of an array's blocks that are partly filled, so many are told of when it is opened.
+_MOST_PARTLY = 4096
+
+Partly: TypeAlias = dict[BlockIndex, tuple[Box, ...]]
 Result = TypeVar("Result")
 
 
@@ -125,6 +133,8 @@ class Writer:
                 self._allow(store, epoch, done)
             case WriteBlock():
                 self._write(request, done)
+            case Remark():
+                self._remark(request, done)
             case Close(array):
                 self._close(array, done)
             case Probe():
@@ -162,11 +172,15 @@ class Writer:
         work = partial(self._opened, tenure.store, known, request)
         self._run(work, partial(self._note_opened, tenure, taken, done))
 
-    def _opened(self, store: Store, known: WritableArray | None, request: Open) -> WritableArray:
+    def _opened(
+        self, store: Store, known: WritableArray | None, request: Open
+    ) -> tuple[WritableArray, Partly]:
+        """Open an array; return it, and which blocks its ledger says to be partly filled."""
         setup, outline = self._setup, request.outline
         if known is not None and known.open.metadata.stands():
-            # Of one ledger there must be one, or what one round adds the next would forget.
-            return known
+            # Of one ledger there must be one, or what one round adds the next would forget. A round
+            # may be changing it.
+            return known, {}
         # It may be opened again because somebody removed it.
         store.commit.forget_folders()
         array = open_array(
@@ -177,29 +191,34 @@ class Writer:
             max_block_bytes=request.max_block_bytes,
         )
         fresh = Header.of(array.layout, array.ledger_id, outline.entry.axes, secrets.token_hex(8))
-        ledger, damages = load(setup.output_root, array.key, fresh, now_ms())
+        ledger, damages = load(
+            setup.output_root, array.key, fresh, now_ms(), setup.max_ledger_bytes
+        )
         for damage in damages:
             log.error("a ledger is damaged; what it says counts as missing", extra={"what": damage})
-        return WritableArray(array, ledger)
+        return WritableArray(array, ledger), dict(islice(ledger.partly(), _MOST_PARTLY))
 
     def _note_opened(
         self,
         tenure: _Tenure,
         taken: str | None,
         done: Done[Opened],
-        array: WritableArray | None,
+        found: tuple[WritableArray, Partly] | None,
         error: ConsumerError | None,
     ) -> None:
-        if array is None:
+        if found is None:
             self._give_up_empty(tenure, lambda: done(None, error))
             return
         if self._stores.get(tenure.store.key) is not tenure:
             done(None, _fenced(tenure.store.key))
             return
+        array, partly = found
         stored, header = array.open, array.ledger.header
+        # Of an array that was open already, its own rounds tell.
+        completed = tenure.arrays.get(stored.key.path) is not array and unannounced(array.ledger)
         tenure.arrays[stored.key.path] = array
         known = StoredArray(stored.key, stored.layout)
-        done(Opened(known, taken, header.source, header.run), None)
+        done(Opened(known, taken, header.source, header.run, partly, completed), None)
 
     def _allow(self, store: str, epoch: str, done: Done[None]) -> None:
         tenure = self._stores.get(store)
@@ -249,6 +268,25 @@ class Writer:
             partial(self._encoded, tenure, done),
             threads=self._encoders,
         )
+
+    def _share_out(self) -> int:
+        """Give all ledgers what is left of their memory; return what they take."""
+        ledgers = [
+            array.ledger for tenure in self._stores.values() for array in tenure.arrays.values()
+        ]
+        taken = sum(ledger.nbytes for ledger in ledgers)
+        left = max(0, self._setup.max_ledger_bytes - taken)
+        for ledger in ledgers:
+            ledger.limit_bytes = ledger.nbytes + left
+        return taken
+
+    def _remark(self, request: Remark, done: Done[Written]) -> None:
+        tenure = self._stores.get(request.array.store)
+        array = tenure.arrays.get(request.array.path) if tenure else None
+        if tenure is None or array is None:
+            done(None, _fenced(request.array.store))
+        else:
+            self._encoded(tenure, done, Encoded(array, request, {}), None)
 
     def _encoded(
         self,
@@ -300,10 +338,13 @@ class Writer:
     ) -> None:
         tenure.busy = False
         self._start_round(tenure)
-        for each, outcome in zip(waiting, outcomes or [(None, error)] * len(waiting), strict=True):
-            if isinstance(outcome[1], Fenced):
+        ledger_bytes = self._share_out()
+        for each, (written, failure) in zip(
+            waiting, outcomes or [(None, error)] * len(waiting), strict=True
+        ):
+            if isinstance(failure, Fenced):
                 self._forget(tenure)
-            each.done(*outcome)
+            each.done(written and replace(written, ledger_bytes=ledger_bytes), failure)
 
     # -- threads --------------------------------------------------------------------------------
 

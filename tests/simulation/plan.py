@@ -15,6 +15,7 @@ from pydantic import ByteSize
 
 from consumer import placement
 from consumer.blocks import ArrayKey
+from consumer.budget import least_limit
 from consumer.contract import CONTENT_ENCODING, CONTENT_TYPE, MESSAGE_TYPE, TilesEntry
 from consumer.coverage import Box
 from consumer.message import Envelope, Message, Tile, decode, encode
@@ -138,7 +139,7 @@ class Plan:
         layouts = [array.layout for array in self.arrays]
         block = max(math.prod(x.grid.block) * x.dtype.itemsize for x in layouts)
         # What holds the largest block and body: just so, or with room.
-        least = max(block * 16 // 3 + 16, body * 8 + 16)
+        least = max(least_limit(block), body * 8 + 16)
         return Settings.model_construct(
             output_root=Path("/nowhere"),
             memory_budget_bytes=ByteSize(int(least * chance.choice([1.0, 1.5, 8.0]))),

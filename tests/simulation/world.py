@@ -431,6 +431,11 @@ class World:
         asked_on = self.channel
         self.posted.append(lambda: done(asked_on == self.channel))
 
+    def announce(self, _event: object, done: Callable[[bool], None]) -> None:
+        """Publish an event."""
+        self._call()
+        self.posted.append(lambda: done(True))
+
     def reset(self, reason: str, *, hold: Callable[[], bool]) -> None:
         """Give up the channel."""
         self.log.append(f"the consumer gives everything back: {reason}")
@@ -452,6 +457,10 @@ class World:
         job = Job(self.arrays[write.key.array], write, done)
         self.log.append(f"begin {job}, {write.reason}{', merged' * write.merge}")
         self.jobs.append(job)
+
+    def remark(self, _array: ArrayKey, done: Callable[..., None], **_said: object) -> None:
+        """Put something down in a ledger, later."""
+        self.posted.append(lambda: done(Written(0, 0, 0.0), None))
 
     def close_array(self, array: ArrayKey) -> None:
         """Give up the store, whatever else is open of it: it is to be taken again."""
@@ -487,8 +496,7 @@ class World:
     def _check_budget(self) -> None:
         budget = self.flow.budget
         held, for_bodies = budget.held, budget.limit // BODY_SHARE
-        for_blocks = sum(held.values()) - held["bodies"] - held["scratch"]
-        if held["bodies"] > for_bodies or for_blocks > budget.limit - for_bodies:
+        if held["bodies"] > for_bodies or sum(held.values()) - held["scratch"] > budget.limit:
             raise Violation("over the budget", f"{held}, limit {budget.limit}")
 
     def _check_age(self) -> None:

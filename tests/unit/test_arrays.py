@@ -640,7 +640,7 @@ def test_a_block_beyond_the_memory_is_refused_before_it_is_created(
 
 def test_a_stored_block_beyond_the_memory_is_refused(store: Store) -> None:
     existing(store, chunks=(1, 100, 100), shards=(2, 300, 200))
-    with pytest.raises(TooLarge, match=r"a shard of \[2, 300, 200\] has 480000.* 2559999$"):
+    with pytest.raises(TooLarge, match=r"a shard of \[2, 300, 200\] has 480000.* 2792728$"):
         open_array(store, entry(), write_empty_chunks=True, max_block_bytes=479_999)
 
 

@@ -335,7 +335,7 @@ def test_a_write_whose_deliveries_were_forgotten_leaves_nothing_behind(outcome: 
 def _budget_for(blocks: int) -> int:
     """Return a limit with room for so many blocks and the writing of one."""
     share_of_blocks = (blocks + 3) * BLOCK_BYTES
-    return -(-share_of_blocks * 4 // 3)
+    return -(-share_of_blocks * 16 // 11)
 
 
 def test_a_tile_waits_for_room_and_is_placed_when_there_is() -> None:

@@ -1,0 +1,140 @@
+"""Tells the world what arrays have come to, and their ledgers that it was told.
+
+Owned by the owning thread. An array that is complete is announced before the deliveries that made
+it so are acknowledged: where this process ends before, they come again, and whoever opens the
+array then finds that nobody has announced it.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from consumer.blocks import ArrayKey, DeliveryId
+from consumer.broker import Settling
+from consumer.errors import ConsumerError
+from consumer.events import ArrayCompleted, ArrayProgress
+from consumer.storage import Storage, Written
+
+
+@dataclass(slots=True)
+class _Progress:
+    total: int
+    filled: int = 0
+    told: int = 0
+    told_at: float = float("-inf")
+    telling: bool = False
+
+    def is_due(self, now: float, interval_s: float) -> bool:
+        """Whether there is something new, and it is time to tell."""
+        waited = now - self.told_at >= interval_s
+        return waited and self.filled != self.told and not self.telling
+
+    def tell(self, now: float) -> None:
+        """Take note of what is being told."""
+        self.told, self.told_at, self.telling = self.filled, now, True
+
+    def heard(self, _told: bool) -> None:
+        """Take note that the broker has heard it."""
+        self.telling = False
+
+
+class Announcer:
+    """Announces each array's progress now and then, and its completion.
+
+    Parameters
+    ----------
+    acknowledge : callable
+        Takes each delivery that waited for an announcement.
+    interval_s : float
+        The shortest time between two announcements of an array's progress, in seconds.
+    """
+
+    def __init__(
+        self,
+        broker: Settling,
+        storage: Storage,
+        acknowledge: Callable[[DeliveryId], None],
+        *,
+        interval_s: float,
+    ) -> None:
+        self._broker = broker
+        self._storage = storage
+        self._acknowledge = acknowledge
+        self._interval_s = interval_s
+        # By array that is being announced: the deliveries that wait for it.
+        self._waiting: dict[ArrayKey, list[DeliveryId]] = {}
+        self._progress: dict[ArrayKey, _Progress] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being announced that deliveries may wait for."""
+        return bool(self._waiting)
+
+    def announces(self, array: ArrayKey) -> bool:
+        """Whether it is being announced that an array is complete."""
+        return array in self._waiting
+
+    def completed(
+        self,
+        array: ArrayKey,
+        source: str | None,
+        run: str | None,
+        settled: Iterable[DeliveryId] = (),
+    ) -> None:
+        """Announce that an array is complete, then have deliveries acknowledged."""
+        self._progress.pop(array, None)
+        if array in self._waiting:
+            self._waiting[array] += settled
+            return
+        self._waiting[array] = list(settled)
+        event = ArrayCompleted(store=array.store, array=array.path, source=source, run=run)
+        self._broker.announce(event, partial(self._told, array))
+
+    def written(self, array: ArrayKey, voxels: int, filled: int) -> None:
+        """Take note of how many of an array's voxels are filled."""
+        self._progress.setdefault(array, _Progress(voxels)).filled = filled
+
+    def tick(self, now: float, bound: Callable[[ArrayKey], tuple[str | None, str | None]]) -> None:
+        """Announce progress where it is time to.
+
+        Parameters
+        ----------
+        bound : callable
+            Gives the source and run of an array.
+        """
+        for array, progress in self._progress.items():
+            if not progress.is_due(now, self._interval_s):
+                continue
+            progress.tell(now)
+            source, run = bound(array)
+            event = ArrayProgress(
+                store=array.store,
+                array=array.path,
+                source=source,
+                run=run,
+                filled_voxels=progress.filled,
+                total_voxels=progress.total,
+            )
+            self._broker.announce(event, progress.heard)
+
+    def channel_lost(self) -> None:
+        """Forget the deliveries that wait: they come again. What is being announced goes on."""
+        for waiting in self._waiting.values():
+            waiting.clear()
+
+    def forget(self, array: ArrayKey) -> None:
+        """Forget an array's progress."""
+        self._progress.pop(array, None)
+
+    def _told(self, array: ArrayKey, told: bool) -> None:
+        if told:
+            self._storage.remark(array, partial(self._noted, array), announced=True)
+        else:
+            self._noted(array, None, None)
+
+    def _noted(
+        self, array: ArrayKey, _written: Written | None, _error: ConsumerError | None
+    ) -> None:
+        # Where that could not be noted, it is announced once more by whoever opens the array next.
+        for identity in self._waiting.pop(array):
+            self._acknowledge(identity)

@@ -1,0 +1,149 @@
+"""What the consumer publishes, on a connection of its own: each message until it is confirmed."""
+
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pika
+from pika.adapters.select_connection import IOLoop
+from pika.channel import Channel
+
+from consumer.connection import Connection
+from consumer.metrics import Metrics
+from consumer.parking import PARKING_ID
+from consumer.settings import Settings
+
+_WINDOW_BYTES = 16 << 20
+_WINDOW = 100
+_MAX_KEY_BYTES = 255
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Letter:
+    """A message to be published.
+
+    Attributes
+    ----------
+    operation : str
+        What it is published for: `park` or `announce`.
+    comes_again : bool
+        Whether it need not be sent once the deliveries are lost, since it will be asked for again.
+    identity : str
+        Of a message that must find a queue: also its header `x-tiles-parking-id`.
+    done : callable
+        Told whether the broker has taken the message.
+    """
+
+    operation: str
+    exchange: str
+    routing_key: str
+    body: bytes
+    properties: Any
+    done: Callable[[bool], None]
+    comes_again: bool = False
+    identity: str = ""
+    returned: bool = False
+
+
+class Outgoing:
+    """Publishes messages in their order, so many at a time, each until it is confirmed."""
+
+    def __init__(self, loop: IOLoop, settings: Settings, metrics: Metrics) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._metrics = metrics
+        self._waiting: deque[Letter] = deque()
+        self._unconfirmed: OrderedDict[int, Letter] = OrderedDict()
+        self._channel: Channel | None = None
+        self._published = 0
+        self.connection = Connection(
+            loop,
+            settings,
+            "publish",
+            owner=settings.consumer_name,
+            opened=self._opened,
+            lost=self._lost,
+            failed=lambda _error: metrics.reconnects.labels(connection="publish").inc(),
+        )
+
+    def publish(self, letter: Letter) -> None:
+        """Publish a message, now or as soon as that can be."""
+        self._waiting.append(letter)
+        self._advance()
+
+    def drop_waiting(self) -> None:
+        """Let go of what was not sent yet and will be asked for again."""
+        waiting, self._waiting = self._waiting, deque()
+        self._waiting.extend(letter for letter in waiting if not letter.comes_again)
+        for letter in waiting:
+            if letter.comes_again:
+                letter.done(False)
+
+    def _opened(self, channel: Channel) -> None:
+        channel.add_on_return_callback(self._on_return)
+        self._published = 0
+        channel.confirm_delivery(self._on_confirm, callback=lambda _frame: self._ready(channel))
+
+    def _ready(self, channel: Channel) -> None:
+        self._channel = channel
+        self.connection.works()
+        self._advance()
+
+    def _lost(self) -> None:
+        self._channel = None
+        self._waiting.extendleft(reversed(self._unconfirmed.values()))
+        self._unconfirmed.clear()
+
+    def _advance(self) -> None:
+        while self._waiting and self._channel is not None and self._channel.is_open:
+            held = sum(len(letter.body) for letter in self._unconfirmed.values())
+            if self._unconfirmed and (
+                held + len(self._waiting[0].body) > _WINDOW_BYTES
+                or len(self._unconfirmed) >= _WINDOW
+            ):
+                return
+            self._send(self._channel, self._waiting.popleft())
+
+    def _send(self, channel: Channel, letter: Letter) -> None:
+        letter.returned = False
+        self._published += 1
+        self._unconfirmed[self._published] = letter
+        channel.basic_publish(
+            letter.exchange,
+            letter.routing_key.encode()[:_MAX_KEY_BYTES].decode(errors="ignore"),
+            letter.body,
+            letter.properties,
+            mandatory=bool(letter.identity),
+        )
+
+    def _on_return(self, _channel: Channel, _method: Any, properties: Any, _body: bytes) -> None:
+        identity = properties.headers[PARKING_ID]
+        for letter in self._unconfirmed.values():
+            letter.returned |= letter.identity == identity
+
+    def _on_confirm(self, frame: Any) -> None:
+        tag, positive = frame.method.delivery_tag, isinstance(frame.method, pika.spec.Basic.Ack)
+        multiple = frame.method.multiple
+        for number in [n for n in self._unconfirmed if n == tag or (multiple and n <= tag)]:
+            letter = self._unconfirmed.pop(number)
+            if positive and not letter.returned:
+                letter.done(True)
+            else:
+                self._again(letter)
+        self._advance()
+
+    def _again(self, letter: Letter) -> None:
+        log.error(
+            "a message was refused or found no queue; trying again",
+            extra={
+                "operation": letter.operation,
+                "exchange": letter.exchange,
+                "returned": letter.returned,
+            },
+        )
+        self._metrics.retries.labels(operation=letter.operation).inc()
+        self._loop.call_later(self._settings.reconnect_max_s / 4, lambda: self.publish(letter))
