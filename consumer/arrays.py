@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,38 +40,41 @@ _CODEC_ARGUMENT = {"transpose": "filters", "bytes": "serializer"}
 _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
+@dataclass(frozen=True)
+class StoreFolder:
+    """A store as a reader sees it."""
+
+    key: str
+    path: Path
+    reader: LocalStore
+
+
+@dataclass(frozen=True)
+class Store(StoreFolder):
     """A store that was taken: where to read, and how to commit.
 
     Both are worth nothing once another took it; then the store and its arrays are opened anew.
     """
 
-    key: str
-    path: Path
-    reader: LocalStore
     commit: Commit
 
 
 @dataclass(frozen=True)
-class OpenArray(StoredArray):
-    """An open array.
+class ReadableArray(StoredArray):
+    """An array that can be read.
 
     Attributes
     ----------
+    folder : Path
+        Where it is stored.
     stamp : tuple
         Equal as long as the metadata's file is the one that was read.
     """
 
-    store: Store
+    folder: Path
     array: AnyArray
     encoder: Encoder
     stamp: tuple[Any, ...]
-
-    @property
-    def folder(self) -> Path:
-        """Where it is stored."""
-        return self.store.path / self.key.path
 
     @property
     def ledger_id(self) -> str:
@@ -90,6 +94,10 @@ class OpenArray(StoredArray):
         if not self.stands():
             raise FileNotFoundError(errno.ENOENT, "removed or replaced", str(self.folder))
 
+    def file(self, number: tuple[int, ...]) -> Path:
+        """Return where the file of that number along each axis is stored."""
+        return self.folder / self.array.metadata.encode_chunk_key(number)
+
     def read(self, box: Box) -> npt.NDArray[Any]:
         """Return what is stored in a box; the fill value where nothing is.
 
@@ -101,8 +109,26 @@ class OpenArray(StoredArray):
             Where a symbolic link stands on the way to one.
         """
         refuse_links(self._paths(box))
-        try:
+        with self._decoding(box):
             return np.array(self.array[box.slices], dtype=self.layout.dtype)
+
+    def chunks_left_out(self, number: tuple[int, ...]) -> list[Box]:
+        """Return the chunks, in the array, that the shard of that number does not hold.
+
+        Raises
+        ------
+        DamagedBlock
+            Where its index cannot be decoded.
+        """
+        box = self.layout.grid.file_box(number)
+        with self._decoding(box):
+            chunks = self.encoder.chunks_left_out(self.file(number))
+        return [chunk.shifted(tuple(-start for start in box.start)) for chunk in chunks]
+
+    @contextmanager
+    def _decoding(self, box: Box) -> Iterator[None]:
+        try:
+            yield
         except OSError:
             raise
         except Exception as error:
@@ -115,11 +141,18 @@ class OpenArray(StoredArray):
         """Return the files of a box and the folders above them, up to the array's."""
         paths: set[Path] = set()
         for number in self.layout.grid.files(box):
-            path = self.folder / self.array.metadata.encode_chunk_key(number)
+            path = self.file(number)
             while path != self.folder and path not in paths:
                 paths.add(path)
                 path = path.parent
         return paths
+
+
+@dataclass(frozen=True)
+class OpenArray(ReadableArray):
+    """An array of a store that was taken."""
+
+    store: Store
 
 
 def open_store(
@@ -173,12 +206,39 @@ def open_array(
         _check_block(store, entry, layout, max_block_bytes)
         accepts(layout)
         _create(store, entry, layout, _missing_groups(store, entry.array))
-    stamp = _stamp(store.path / entry.array)
-    array = _opened(store, entry.array, write_empty_chunks)
-    layout = _stored_layout(store, entry.array, array)
-    _check_block(store, entry, layout, max_block_bytes)
-    key = ArrayKey(store.key, entry.array)
-    return OpenArray(key, layout, store, array, Encoder(array, layout.grid), stamp)
+    found = _readable(store, entry.array, write_empty_chunks)
+    _check_block(store, entry, found.layout, max_block_bytes)
+    return OpenArray(**vars(found), store=store)
+
+
+def read_array(root: Path, key: ArrayKey) -> ReadableArray | None:
+    """Return an array to be read, without taking its store; None where there is none.
+
+    Whoever has the store may change, replace or remove it meanwhile.
+
+    Raises
+    ------
+    ArrayMismatch
+        Where a group or metadata that cannot be read stand there.
+    UnsafePath
+        Where a symbolic link stands on the way.
+    """
+    path = root / key.store
+    refuse_links([*_between(root, path), *_between(path, path / key.path)])
+    store = StoreFolder(key.store, path, LocalStore(path, read_only=True))
+    try:
+        return _readable(store, key.path, True) if _node(store, key.path) else None
+    except FileNotFoundError:
+        return None  # removed meanwhile
+
+
+def _readable(store: StoreFolder, path: str, write_empty_chunks: bool) -> ReadableArray:
+    folder = store.path / path
+    stamp = _stamp(folder)
+    array = _opened(store, path, write_empty_chunks)
+    layout = _stored_layout(store, path, array)
+    encoder = Encoder(array, layout.grid)
+    return ReadableArray(ArrayKey(store.key, path), layout, folder, array, encoder, stamp)
 
 
 def _stamp(folder: Path) -> tuple[Any, ...]:
@@ -188,7 +248,7 @@ def _stamp(folder: Path) -> tuple[Any, ...]:
     return file.name, found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _node(store: Store, path: str) -> Literal["array", "group", ""]:
+def _node(store: StoreFolder, path: str) -> Literal["array", "group", ""]:
     """Return what stands at a path of the store."""
     files = [store.path / path / name for name in _METADATA_FILES]
     refuse_links(files)
@@ -197,9 +257,9 @@ def _node(store: Store, path: str) -> Literal["array", "group", ""]:
     return "array" if isinstance(_open(store, path), zarr.Array) else "group"
 
 
-def _open(store: Store, path: str) -> AnyArray | zarr.Group:
+def _open(store: StoreFolder, path: str) -> AnyArray | zarr.Group:
     try:
-        return zarr.open(store.reader, path=path, mode="r+")
+        return zarr.open(store.reader, path=path, mode="r" if store.reader.read_only else "r+")
     except OSError:
         raise
     except Exception as error:
@@ -208,7 +268,7 @@ def _open(store: Store, path: str) -> AnyArray | zarr.Group:
         ) from error
 
 
-def _opened(store: Store, path: str, write_empty_chunks: bool) -> AnyArray:
+def _opened(store: StoreFolder, path: str, write_empty_chunks: bool) -> AnyArray:
     node = _open(store, path)
     if not isinstance(node, zarr.Array):
         raise ArrayMismatch(f"{store.key}/{path}: an array is wanted, a group is stored")
@@ -305,7 +365,7 @@ def _codec_arguments(codecs: tuple[Codec, ...] | None) -> dict[str, Any]:
     return arguments
 
 
-def _stored_layout(store: Store, path: str, array: AnyArray) -> Layout:
+def _stored_layout(store: StoreFolder, path: str, array: AnyArray) -> Layout:
     where = f"{store.key}/{path}"
     try:
         chunks, shards, dtype = array.chunks, array.shards, np.dtype(array.dtype)

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         compress=options.compress,
         max_message_bytes=options.max_message_bytes,
     ) as publisher:
-        for tile in progress(tiles, "publishing"):
+        for tile in progress(tiles, "publishing", len(tiles)):
             _publish(publisher, array, image, tile)
     _report(image, tiles, time.monotonic() - began)
     return 0
