@@ -1,4 +1,4 @@
-"""`consumer verify`: whatever is lost of what the ledger says is filled is told, and nothing else."""
+"""`consumer verify`: what is lost of what the ledger says is filled is told, and nothing else."""
 
 import json
 import os
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import zarr
 from zarr.codecs import Crc32cCodec, ShardingCodec
@@ -111,7 +110,7 @@ class Stored:
         return cli.main(["verify", NAME, "--output-root", str(self.root), *arguments])
 
 
-@pytest.fixture(params=KINDS.values(), ids=KINDS)
+@pytest.fixture(params=KINDS.values(), ids=list(KINDS))
 def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Stored:
     """An array of each kind."""
     return Stored(tmp_path, request.param)
@@ -199,16 +198,26 @@ def test_in_the_end_there_is_a_line_of_json(
 
 # -- damaged ------------------------------------------------------------------------------------
 
+
+def a_folder(path: Path) -> None:
+    """Put a folder in a file's place."""
+    path.unlink()
+    path.mkdir()
+
+
+def a_link(path: Path) -> None:
+    """Put a link to it in a file's place."""
+    path.rename(path.with_name("x"))
+    path.symlink_to("x")
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (Path.unlink, "missing"),
     "empty": (lambda path: path.write_bytes(b""), "cannot be decoded"),
     "cut": (lambda path: os.truncate(path, path.stat().st_size - 5), ""),
     "overwritten": (lambda path: path.write_bytes(b"\0" * 100), "cannot be decoded"),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is no regular file"),
-    "a link": (
-        lambda path: (path.rename(path.with_name("x")), path.symlink_to("x")),
-        "is no regular file",
-    ),
+    "a folder": (a_folder, "is no regular file"),
+    "a link": (a_link, "is no regular file"),
 }
 
 
@@ -508,9 +517,9 @@ UNUSABLE: dict[str, tuple[Callable[[Stored], object], int, str]] = {
     "no ledger": (
         no_ledger,
         2,
-        f"{NAME} exists, but there is no ledger in ROOT/.tiles/plate7/d.zarr/ledger/g1/img: nothing "
-        "tells what of it must be there; restore the ledger, or publish its tiles again, which "
-        "makes a new one",
+        f"{NAME} exists, but there is no ledger in ROOT/.tiles/plate7/d.zarr/ledger/g1/img: "
+        "nothing tells what of it must be there; restore the ledger, or publish its tiles again, "
+        "which makes a new one",
     ),
     "array replaced": (
         replaced,
