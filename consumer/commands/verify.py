@@ -148,7 +148,7 @@ class _Shown:
             }
             write_lines([json.dumps(record)])
             return
-        damaged = f"{total.damaged} files are damaged" if total.damaged else "no damage"
+        damaged = f"damaged files: {total.damaged}" if total.damaged else "no damage"
         written = "complete" if complete else f"not complete, {percent:.3f} % written"
         read_back = f"{total.files} files, {total.nbytes} bytes, {seconds:.1f} s"
         write_lines([f"{_name(key)}: {damaged}; {written}; {read_back}"])

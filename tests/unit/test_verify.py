@@ -267,7 +267,7 @@ def test_boxes_to_be_predicted_again_are_those_that_were_filled(
         f"{NAME}/c/1/1/1: missing",
         *(json.dumps(entry) for box in boxes for entry in entries(header, box)),
     ]
-    assert lines[-1].startswith(f"{NAME}: 2 files are damaged; not complete, 24.000 % written; 8 ")
+    assert lines[-1].startswith(f"{NAME}: damaged files: 2; not complete, 24.000 % written; 8 ")
 
 
 def test_neighbours_that_are_lost_become_one_box(
