@@ -12,6 +12,7 @@ COMMANDS = {
     "run": "consume tiles until SIGTERM",
     "status": "show how much of each array is written",
     "missing": "list what of an array is not written yet",
+    "verify": "read back what is written of an array",
     "wait": "wait until an array is complete",
     "reset": "forget what is written of an array",
     "publish": "publish an image tile by tile",

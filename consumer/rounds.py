@@ -105,7 +105,9 @@ def now_ms() -> int:
 
 def _written(block: Encoded, seconds: float) -> Written:
     ledger = block.array.ledger
-    return Written(block.nbytes, size(block.objects), seconds, ledger.filled, unannounced(ledger))
+    return Written(
+        block.nbytes, size(block.objects), seconds, ledger.filled_voxels, unannounced(ledger)
+    )
 
 
 def _ledger_files(blocks: Iterable[Encoded], arrays: Iterable[WritableArray]) -> Files:

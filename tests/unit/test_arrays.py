@@ -22,7 +22,7 @@ from zarr.codecs import (
 )
 from zarr.storage import LocalStore
 
-from consumer.arrays import LEDGER_ID, OpenArray, Store, open_array, open_store
+from consumer.arrays import OpenArray, Store, open_array, open_store
 from consumer.contract import ArrayEntry
 from consumer.coverage import Box
 from consumer.errors import (
@@ -36,6 +36,7 @@ from consumer.errors import (
     UnsafePath,
 )
 from consumer.message import check_kinds
+from consumer.new_arrays import LEDGER_ID
 
 KEY = "plate7/d.zarr"
 
