@@ -1,8 +1,9 @@
 """What `consumer doctor` asks RabbitMQ, and what the answers mean.
 
-Every exception of pika ends here. Nothing that is asked changes anything. Whether a user may publish or consume shows in *how* it is
-refused: what is sent is invalid, and RabbitMQ looks at permissions, and at a message's size before
-that, first. What passes neither routes a message nor starts a consumer.
+Every exception of pika ends here. Nothing that is asked changes anything. Whether a user may
+publish or consume shows in *how* it is refused: what is sent is invalid, and before RabbitMQ looks
+at that, it looks at permissions, and before these at a message's size. So nothing is routed, and
+no consumer starts.
 """
 
 import queue

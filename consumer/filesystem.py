@@ -15,9 +15,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from consumer.commit import probe
 from consumer.errors import UnsafePath
-from consumer.files import despite_races, refuse_links, remove_all, remove_empty, sync_folder
+from consumer.files import (
+    despite_races,
+    refuse_links,
+    remove_all,
+    remove_empty,
+    sync_folder,
+    write_file,
+)
 from consumer.findings import Finding, Verdict
 from consumer.keys import STATE_FOLDER
 
@@ -32,6 +38,7 @@ _FOR_TRIALS = {
 _UNSAFE_OPTIONS = ("nobarrier", "volatile")
 # What Linux shows of actimeo=0 (fs/nfs/super.c, nfs_show_mount_options).
 _NO_ATTRIBUTE_CACHE = frozenset({"acregmin=0", "acregmax=0", "acdirmin=0", "acdirmax=0"})
+_ROOT = "output root"
 _MOUNTS = Path("/proc/self/mountinfo")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
@@ -97,24 +104,20 @@ def examine(root: Path, accepted: str | None) -> Iterator[Finding]:
     """
     try:
         if not root.is_dir():
-            yield Finding.failed("output root", "is not a folder", "create it or mount it there")
+            yield Finding.failed(_ROOT, "it is not a folder", "create it or mount it there")
             return
+        yield _kind(mount_of(root.resolve(), _mounts()), accepted)
         refuse_links([root / STATE_FOLDER])
-        probe(root)
-    except UnsafePath as error:
-        yield Finding.failed("output root", str(error), "put a folder in its place")
-        return
-    except OSError as error:
-        yield _not_writable(error)
-        return
-    yield Finding.ok("output root", f"{root} can be written")
-    yield _kind(mount_of(root.resolve(), _mounts()), accepted)
-    try:
         with _workspace(root) as folder:
             for trial in _TRIALS:
                 yield _tried(trial, folder, root)
+    except UnsafePath as error:
+        yield Finding.failed(_ROOT, str(error), "put a folder in the link's place")
     except OSError as error:
-        yield _not_writable(error)
+        remedy = f"give user {os.getuid()} the right to"
+        yield Finding.failed(_ROOT, f"it cannot be written: {error}", _remedy(error) or remedy)
+    else:
+        yield Finding.ok(_ROOT, f"{root} can be written, and nothing is left there")
 
 
 def examine_below(root: Path) -> Iterator[Finding]:
@@ -186,9 +189,8 @@ def _kind(mount: Mount, accepted: str | None) -> Finding:
     return Finding.ok(check, str(mount))
 
 
-def _not_writable(error: OSError) -> Finding:
-    remedy = f"give user {os.getuid()} the right to, or free space"
-    return Finding.failed("output root", f"cannot be written: {error}", remedy)
+def _remedy(error: OSError) -> str:
+    return "free space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
 
 
 # -- what the fence needs, tried out ------------------------------------------------------------
@@ -232,8 +234,11 @@ def _tried(trial: _Trial, workspace: Path, root: Path) -> Finding:
     try:
         folder.mkdir()
         trial.work(folder, root)
-    except (_Unfit, OSError) as error:
+    except _Unfit as error:
         return Finding(trial.name, trial.verdict, str(error), trial.remedy)
+    except OSError as error:
+        remedy = _remedy(error) or trial.remedy
+        return Finding(trial.name, trial.verdict, f"it fails: {error}", remedy)
     return Finding.ok(trial.name, trial.works)
 
 
@@ -283,7 +288,7 @@ def _nothing_enters_by(entry: Path, chunk: Path, folder: int | None = None) -> N
 
 
 def _synced(folder: Path, _root: Path) -> None:
-    _make(folder / "file")
+    write_file(folder / "file", [b"content"], 0o600)
     sync_folder(folder)
 
 
@@ -305,10 +310,10 @@ def _names_differ(folder: Path, _root: Path) -> None:
 
 
 _TRIALS = (
+    _Trial("fsync", "files and folders can be synced", _synced),
     _Trial("exclusive mkdir", "what exists is not made once more", _exclusive),
     _Trial("rename over", "a file takes another's place in one step", _renamed_over),
     _Trial("removed folders", "nothing can be put into a folder that was removed", _nothing_enters),
-    _Trial("folder fsync", "folders can be synced", _synced),
     _Trial(
         "rename out",
         f"files can be moved from {STATE_FOLDER} to the stores",

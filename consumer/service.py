@@ -220,8 +220,9 @@ def check_root(settings: Settings) -> None:
     findings = list(examine(root, settings.accept_filesystem))
     for finding in findings:
         if finding.verdict is Verdict.FAILED:
-            said = f"output_root {root}: {finding.check}: {finding.said}; {finding.remedy}"
-            raise UnusableRoot(said)
+            raise UnusableRoot(
+                f"output_root {root} cannot be used: {finding.said}; {finding.remedy}"
+            )
     for finding in findings:
         if finding.verdict is Verdict.WARNING:
             log.warning(
