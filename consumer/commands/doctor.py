@@ -2,10 +2,11 @@
 
 import argparse
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -64,10 +65,22 @@ def _rounds(settings: Settings) -> list[list[Check]]:
     ]
     stored = [
         Check("output root", partial(examine, root, accepted), disk),
-        Check("one file system", partial(examine_below, root), disk),
-        Check("clock", partial(examine_clock, root), disk),
+        Check(
+            "one file system", partial(_where_usable, "one file system", examine_below, root), disk
+        ),
+        Check("clock", partial(_where_usable, "clock", examine_clock, root), disk),
     ]
     return [here, stored, *checks.rounds(settings)]
+
+
+def _where_usable(
+    check: str, look: Callable[[Path], Iterator[Finding]], root: Path
+) -> Iterator[Finding]:
+    """Yield what is found on a root that can be used; that it cannot is said already."""
+    try:
+        yield from look(root)
+    except OSError as error:
+        yield Finding.unknown(check, f"not looked at: {error}")
 
 
 def _settings(settings: Settings) -> Iterator[Finding]:

@@ -307,6 +307,16 @@ def test_a_broker_that_takes_nothing_is_told(tmp_path: Path) -> None:
     assert report.verdicts("topology") == ["ok"]
 
 
+def test_a_root_that_is_not_there_is_told_once_and_the_rest_is_checked(
+    producer: Channel, tmp_path: Path
+) -> None:
+    prefix, missing = declared(producer).prefix, tmp_path / "missing"
+    report = examined(producer.broker.host, tmp_path, topology_prefix=prefix, output_root=missing)
+    assert (report.code, report.failed()) == (1, ["output root"])
+    assert report.verdicts("clock") == report.verdicts("one file system") == ["unknown"]
+    assert report.verdicts("topology") == ["ok"]
+
+
 def test_a_disk_that_does_not_answer_is_waited_for_seconds_only(
     producer: Channel, tmp_path: Path
 ) -> None:
