@@ -10,6 +10,7 @@ from consumer import __version__
 # Each is a module of its own in `consumer.commands`, and none loads those of the others.
 COMMANDS = {
     "run": "consume tiles until SIGTERM",
+    "doctor": "check output root, RabbitMQ and packages",
     "status": "show how much of each array is written",
     "missing": "list what of an array is not written yet",
     "verify": "read back what is written of an array",

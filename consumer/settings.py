@@ -75,6 +75,11 @@ class Settings(Access):
     model_config = SettingsConfigDict(extra="forbid")
 
     output_root: Path = Field(description="Folder below which all stores are written.")
+    accept_filesystem: str | None = Field(
+        None,
+        description="Kind of the output root's file system to take though it was never tested, "
+        "e.g. nfs4; `consumer doctor` says which it is.",
+    )
 
     declare_topology: bool = Field(
         True, description="Declare exchanges and queues; false: only check that they are there."
@@ -166,6 +171,11 @@ class Settings(Access):
         default_factory=socket.gethostname,
         description="Name of this replica in consumer tags and parked messages; default: the host.",
     )
+
+    @field_validator("accept_filesystem", mode="before")
+    @classmethod
+    def _no_kind_means_none(cls, value: Any) -> Any:
+        return value or None
 
     @field_validator("output_root", "scratch_folder", mode="before")
     @classmethod

@@ -312,13 +312,18 @@ def log_lines(consumer: ConsumerProcess) -> list[str]:
     return consumer.log.read_text().splitlines()
 
 
+def tmpfs(folder: Path, size: str) -> contextlib.AbstractContextManager[Path]:
+    """Mount a memory file system of its own; raises as `mounted` does."""
+    return mounted("tmpfs", folder, f"size={size}")
+
+
 @contextlib.contextmanager
-def tmpfs(folder: Path, size: str) -> Iterator[Path]:
-    """Mount a file system of its own; raises PermissionError where that is not permitted."""
-    folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+def mounted(kind: str, folder: Path, options: str = "rw") -> Iterator[Path]:
+    """Mount a file system without a device; raises PermissionError where that is not permitted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", kind, "-o", options, kind, str(folder)]
     if subprocess.run(command, check=False, capture_output=True).returncode:
-        raise PermissionError("a tmpfs cannot be mounted here")
+        raise PermissionError(f"{kind} cannot be mounted here")
     try:
         yield folder
     finally:

@@ -39,7 +39,7 @@ def _importers(library: str) -> set[str]:
     }
 
 
-_PIKA = {"broker", "connection", "outgoing", "parked", "sender", "topology"}
+_PIKA = {"broker", "checks", "connection", "outgoing", "parked", "sender", "topology"}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,7 @@ _PIKA = {"broker", "connection", "outgoing", "parked", "sender", "topology"}
     [
         pytest.param("pika", _PIKA, id="pika"),
         pytest.param("zarr", {"arrays", "new_arrays", "encoder", "images"}, id="zarr"),
+        pytest.param("packaging", {"doctor"}, id="packaging"),
         pytest.param("rich", {"display", "table"}, id="rich"),
         pytest.param("prometheus_client", {"metrics", "health"}, id="prometheus_client"),
     ],
@@ -78,7 +79,7 @@ def test_what_a_producer_imports_loads_nothing_of_the_service() -> None:
 def test_what_runs_the_service_loads_nothing_that_only_other_commands_need() -> None:
     program = (
         "import sys, consumer.cli, consumer.commands.run, consumer.writer\n"
-        "unwanted = {'rich', 'tifffile', 'consumer.publisher'}\n"
+        "unwanted = {'rich', 'tifffile', 'consumer.publisher', 'consumer.checks'}\n"
         "print(sorted(unwanted & set(sys.modules)), 'consumer.service' in sys.modules)"
     )
     run = subprocess.run(
