@@ -19,11 +19,14 @@ from consumer.service import unknown_variables
 from consumer.settings import Settings, load
 
 PURPOSE = """\
-Check the output root, RabbitMQ and the packages for what `consumer run` needs: a line for each, and
-what to do where it is not there. Nothing is changed. The settings are those of `consumer run`, from
-the same places; it takes the same options.
+Check that the output root, RabbitMQ and the packages are what `consumer run` needs.
 
-Ends with 0 where nothing must be changed, else with 1; a warning changes nothing."""
+A line for each, and what to do where it is not so; nothing is changed. The settings are those of
+`consumer run`, from the same places; it takes the same options.
+
+exit code:
+  0  nothing must be changed; a warning changes nothing
+  1  something must be"""
 
 _COLUMNS = ("verdict", "check", "said", "remedy")
 _DISTRIBUTION = "zarr-tile-consumer"
