@@ -26,6 +26,7 @@ _IN_MEMORY = "array"
 _IN_MEMORY_STORE = "prediction"
 _OUTPUT = "_output"
 _AUTO_CHUNK = 128
+_GRIDS = ("chunks", "shards")
 _CUT = ("crop_coords", "crop_size")
 
 _Writer = TypeVar("_Writer")
@@ -99,7 +100,7 @@ class PublishTiles:
         self._options = options
         self._base = self._told_base = None if source_base is None else _path(source_base)
         self._owners: dict[str, PurePosixPath] = {}
-        self._shards: dict[str, dict[str, int] | None] = {}
+        self._grids: dict[str, dict[str, dict[str, int]]] = {}
         self._children: set[int] = set()
         self._publisher = self._new_publisher()
 
@@ -268,27 +269,28 @@ class PublishTiles:
         sizes = _sizes(region) | {"C": channels}
         axes = _target_axes(region, sizes)
         found: dict[str, Any] = {"axes": axes, "shape": [sizes[axis] for axis in axes]}
-        chunks = _by_axis(region, region.additional_metadata.get("chunks"))
+        told = {name: _by_axis(region, region.additional_metadata.get(name)) for name in _GRIDS}
+        chunks, shards = (told[name] or self._stored(region).get(name) for name in _GRIDS)
         if chunks is None:
             automatic = {axis: min(_AUTO_CHUNK, sizes[axis]) for axis in "YX"}
             return found | {"chunks": [automatic.get(axis, 1) for axis in axes]}
-        shards = self._shards_of(region)
-        chunks["C"] = min(chunks.get("C", 1), channels)
+        chunks = chunks | {"C": min(chunks.get("C", 1), channels)}
         if shards is not None:
             filled = -(-channels // chunks["C"]) * chunks["C"]
             shards = shards | {"C": min(shards.get("C", 1), filled)}
             found["shards"] = [shards[axis] for axis in axes]
         return found | {"chunks": [chunks[axis] for axis in axes]}
 
-    def _shards_of(self, region: Region) -> dict[str, int] | None:
-        told = _by_axis(region, region.additional_metadata.get("shards"))
-        if told is not None:
-            return told
-        # Collating a batch leaves the shards out where its first region's source has none.
+    def _stored(self, region: Region) -> dict[str, dict[str, int]]:
+        """Return the chunks and shards that the source itself tells.
+
+        Releases before 0.3.3 lose both on the way, and collating a batch leaves the shards out
+        where its first region's source has none.
+        """
         source = str(region.source)
-        if source not in self._shards:
-            self._shards[source] = _stored_shards(region)
-        return self._shards[source]
+        if source not in self._grids:
+            self._grids[source] = _stored_grids(region)
+        return self._grids[source]
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,17 +375,22 @@ def _target_axes(region: Region, sizes: Mapping[str, int]) -> str:
     return "".join(axis for axis in AXES if axis in target and axis in sizes)
 
 
-def _stored_shards(region: Region) -> dict[str, int] | None:
-    """Return the shards that a source in Zarr v3 has along each axis."""
+def _stored_grids(region: Region) -> dict[str, dict[str, int]]:
+    """Return the chunks and shards of a source in Zarr v3 along each axis."""
     try:
         stored = json.loads(Path(_path(region.source), "zarr.json").read_bytes())
-    except OSError:  # Zarr v2, which has no shards, or on another machine
-        return None
-    if stored["codecs"][0]["name"] != "sharding_indexed":
-        return None
-    shards = dict(
-        zip(region.axes, stored["chunk_grid"]["configuration"]["chunk_shape"], strict=True)
-    )
-    if "T" not in _source_axes(region) and {"S", "T"} <= shards.keys():
-        shards["S"] *= shards.pop("T")
-    return shards
+    except OSError:  # no Zarr v3, or not on this machine
+        return {}
+    outer, codec = stored["chunk_grid"]["configuration"]["chunk_shape"], stored["codecs"][0]
+    if codec["name"] != "sharding_indexed":
+        return {"chunks": _merged(region, outer)}
+    inner = codec["configuration"]["chunk_shape"]
+    return {"chunks": _merged(region, inner), "shards": _merged(region, outer)}
+
+
+def _merged(region: Region, sizes: Sequence[int]) -> dict[str, int]:
+    """Return sizes in the source's order by axis, T merged into S where their product is told."""
+    found = dict(zip(region.axes, sizes, strict=True))
+    if "T" in found and "T" not in _source_axes(region):
+        found["S"] *= found.pop("T")
+    return found

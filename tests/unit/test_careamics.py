@@ -217,36 +217,55 @@ def test_target_axes_that_lose_samples_are_refused() -> None:
         array_of(axes="SYX", target_axes="CYX", shape=(4, 200, 300))
 
 
-# -- shards that a batch lost -------------------------------------------------------------------
+# -- what a region does not tell, and its source does ----------------------------------------------
 
 
+def source_of(folder: Path, shards: tuple[int, ...] | None = None, **options: Any) -> str:
+    """Create an array of axes STYX; return its URI."""
+    group = zarr.create_group(folder / "d.zarr", **options)
+    group.create_array(
+        "g/img", shape=(2, 4, 200, 300), chunks=(1, 2, 64, 64), shards=shards, dtype="uint8"
+    )
+    return f"file://{folder}/d.zarr/g/img"
+
+
+@pytest.mark.parametrize("told", [None, (1, 2, 64, 64)], ids=["nothing told", "chunks told"])
 @pytest.mark.parametrize(
-    ("generation", "wanted"),
-    [("older", (2, 128, 128)), ("middle", (2, 1, 128, 128)), ("newer", (2, 1, 128, 128))],
+    ("generation", "chunks", "shards"),
+    [
+        ("older", (2, 64, 64), (8, 128, 128)),
+        ("middle", (1, 2, 64, 64), (2, 4, 128, 128)),
+        ("newer", (1, 2, 64, 64), (2, 4, 128, 128)),
+    ],
 )
-def test_shards_that_a_mixed_batch_left_out_are_read_from_the_source(
-    generation: str, wanted: tuple[int, ...], tmp_path: Path
+def test_what_was_lost_on_the_way_is_read_from_the_source(
+    generation: str,
+    chunks: tuple[int, ...],
+    shards: tuple[int, ...],
+    told: tuple[int, ...] | None,
+    tmp_path: Path,
 ) -> None:
-    group = zarr.create_group(tmp_path / "d.zarr")
-    shape, chunks, shards = (2, 1, 200, 300), (1, 1, 64, 64), (2, 1, 128, 128)
-    group.create_array("g/img", shape=shape, chunks=chunks, shards=shards, dtype="uint8")
-    source = f"file://{tmp_path}/d.zarr/g/img"
+    source = source_of(tmp_path, (2, 4, 128, 128))
 
-    _, _, _, found = layout(
-        generation=generation, axes="STYX", shape=shape, chunks=chunks, source=source
+    _, _, *found = layout(
+        generation=generation, axes="STYX", shape=(2, 4, 200, 300), chunks=told, source=source
     )
 
-    assert found == wanted
+    assert found == [chunks, shards]
 
 
-@pytest.mark.parametrize("zarr_format", [2, 3])
-def test_a_source_without_shards_has_none(zarr_format: Any, tmp_path: Path) -> None:
-    group = zarr.create_group(tmp_path / "d.zarr", zarr_format=zarr_format)
-    group.create_array("img", shape=(200, 300), chunks=(64, 64), dtype="uint8")
+def test_a_source_without_shards_has_none(tmp_path: Path) -> None:
+    _, _, *found = layout(axes="STYX", shape=(2, 4, 200, 300), source=source_of(tmp_path))
 
-    _, _, _, found = layout(chunks=(64, 64), source=f"file://{tmp_path}/d.zarr/img")
+    assert found == [(1, 2, 64, 64), None]
 
-    assert found is None
+
+def test_a_source_in_zarr_v2_tells_nothing_more(tmp_path: Path) -> None:
+    source = source_of(tmp_path, zarr_format=2)
+
+    _, _, *found = layout(axes="STYX", shape=(2, 4, 200, 300), chunks=(1, 1, 9, 9), source=source)
+
+    assert found == [(1, 1, 9, 9), None]
 
 
 # -- names --------------------------------------------------------------------------------------
