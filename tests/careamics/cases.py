@@ -269,7 +269,7 @@ NEWER: Sequence[Case] = (
 DDP: Sequence[Case] = (
     Case(
         "Two ranks (DDP), sharded",
-        [_zarr("d.zarr/img", photograph(), shards=(256, 256))],
+        [_zarr("d.zarr/img", photograph(), shards=(512, 512))],
         devices=2,
         theirs=WRONG,
     ),
@@ -290,7 +290,7 @@ DDP: Sequence[Case] = (
     ),
     Case(
         "CAREamist, two ranks (DDP), sharded",
-        [_zarr("d.zarr/img", photograph(), shards=(256, 256))],
+        [_zarr("d.zarr/img", photograph(), shards=(512, 512))],
         devices=2,
         careamist=True,
         theirs=WRONG,
@@ -311,7 +311,7 @@ OLDER: Sequence[Case] = (
         [_zarr("d.zarr/img", stained())],
         axes="CYX",
         channels=(3, 2),
-        theirs=WRONG,
+        theirs=REFUSED,
     ),
     Case(
         "0.0.22: no channel axis to 2 channels",
