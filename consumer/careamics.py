@@ -1,49 +1,27 @@
 """CAREamics' predictions, published instead of written: a write strategy for its callback.
 
-Reads regions as CAREamics hands them over, of any release since 0.0.19, and imports none of it.
-Sending is `consumer.publisher`'s, what an array may be `consumer.contract`'s.
+Imports none of CAREamics. What its regions say is `consumer.regions`', sending
+`consumer.publisher`'s.
 """
 
-import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from functools import partial
 from multiprocessing.util import Finalize
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from consumer.contract import AXES
 from consumer.endpoint import Endpoint
-from consumer.keys import STORE_SUFFIX
 from consumer.publisher import TilePublisher
+from consumer.regions import Grid, Place, Region, layout_of, path_of, place_of, stored_grid
 
-# As CAREamics' own Zarr strategy names and cuts what it writes.
-_IN_MEMORY = "array"
-_IN_MEMORY_STORE = "prediction"
-_OUTPUT = "_output"
-_AUTO_CHUNK = 128
-_GRIDS = ("chunks", "shards")
 _CUT = ("crop_coords", "crop_size")
 
 _Writer = TypeVar("_Writer")
-
-
-class Region(Protocol):
-    """What is read of CAREamics' `ImageRegionData`, decollated.
-
-    Releases since 0.1.0 also have `original_data_shape`, those since 0.3.3 `target_axes`.
-    """
-
-    data: Any
-    source: Any
-    data_shape: Sequence[int]
-    axes: str
-    region_spec: Mapping[str, Any]
-    additional_metadata: Mapping[str, Any]
 
 
 class PublishTiles:
@@ -98,16 +76,16 @@ class PublishTiles:
         self._broker = broker
         self._run = run
         self._options = options
-        self._base = self._told_base = None if source_base is None else _path(source_base)
+        self._base = self._told_base = None if source_base is None else path_of(source_base)
         self._owners: dict[str, PurePosixPath] = {}
-        self._grids: dict[str, dict[str, dict[str, int]]] = {}
+        self._grids: dict[str, Grid] = {}
         self._children: set[int] = set()
         self._publisher = self._new_publisher()
 
     def set_source_base(self, source_base: Path | None) -> None:
         """Take the folder that all sources have in common; CAREamics tells it at the start."""
         if self._told_base is None:
-            self._base = None if source_base is None else _path(source_base)
+            self._base = None if source_base is None else path_of(source_base)
 
     def write_batch(self, dirpath: Path, predictions: Iterable[Region]) -> None:
         """Publish regions as tiles; return once they are taken, not once they are confirmed.
@@ -144,7 +122,7 @@ class PublishTiles:
         ValueError
             As `write_batch`.
         """
-        place = _place(str(region.source), region.region_spec["data_idx"])
+        place = place_of(str(region.source), region.region_spec["data_idx"])
         array = {
             "store": self._store_key(self._folder(dirpath), place),
             "array": place.array,
@@ -152,17 +130,18 @@ class PublishTiles:
             "source": str(region.source),
             "run": self._run,
         }
-        channels = region.data.shape[0]
         told = {key: value for key, value in array.items() if value is not None}
-        return told | self._layout(region, channels)
+        return told | layout_of(region, region.data.shape[0], self._grid(region))
 
     def attach(self, writer: _Writer) -> _Writer:
         """Make a `PredictionWriterCallback` publish, and return it.
 
         It keeps this strategy whatever `CAREamist.predict_to_disk` sets, and waits at the end of
-        each prediction, on each rank, until every tile is confirmed.
+        each prediction, on each rank, until every tile is confirmed. Batches may mix images in
+        Zarr with and without shards, which CAREamics refuses otherwise.
         """
         named: Any = writer
+        named.setup = partial(_set_up, named.setup)
         named.write_strategy = self
         named.set_writing_strategy = self._keep
         named.on_predict_end = self._end
@@ -246,7 +225,7 @@ class PublishTiles:
             sample_idx=int(spec["sample_idx"]) if sampled else None,
         )
 
-    def _store_key(self, folder: PurePosixPath, place: "_Place") -> str:
+    def _store_key(self, folder: PurePosixPath, place: Place) -> str:
         """Return the key of an output store that no source of another folder has."""
         source = place.source
         parents = [part for part in source.parent.parts if part != "/"]
@@ -265,65 +244,47 @@ class PublishTiles:
             return 0
         return len(source.parent.relative_to(self._base).parts)
 
-    def _layout(self, region: Region, channels: int) -> dict[str, Any]:
-        sizes = _sizes(region) | {"C": channels}
-        axes = _target_axes(region, sizes)
-        found: dict[str, Any] = {"axes": axes, "shape": [sizes[axis] for axis in axes]}
-        told = {name: _by_axis(region, region.additional_metadata.get(name)) for name in _GRIDS}
-        chunks, shards = (told[name] or self._stored(region).get(name) for name in _GRIDS)
-        if chunks is None:
-            automatic = {axis: min(_AUTO_CHUNK, sizes[axis]) for axis in "YX"}
-            return found | {"chunks": [automatic.get(axis, 1) for axis in axes]}
-        chunks = chunks | {"C": min(chunks.get("C", 1), channels)}
-        if shards is not None:
-            filled = -(-channels // chunks["C"]) * chunks["C"]
-            shards = shards | {"C": min(shards.get("C", 1), filled)}
-            found["shards"] = [shards[axis] for axis in axes]
-        return found | {"chunks": [chunks[axis] for axis in axes]}
+    def _grid(self, region: Region) -> Grid:
+        """Return how the source is cut.
 
-    def _stored(self, region: Region) -> dict[str, dict[str, int]]:
-        """Return the chunks and shards that the source itself tells.
-
-        Releases before 0.3.3 lose both on the way, and collating a batch leaves the shards out
+        Releases before 0.3.3 lose that on the way, and collating a batch leaves the shards out
         where its first region's source has none.
         """
         source = str(region.source)
         if source not in self._grids:
-            self._grids[source] = _stored_grids(region)
+            self._grids[source] = stored_grid(region)
         return self._grids[source]
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a prediction goes, and the store, or the file less its suffix, that it is of."""
+class _WithoutShards:
+    """A dataset whose regions do not tell shards, so that those of any sources make a batch."""
 
-    source: PurePosixPath
-    name: str
-    array: str
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
 
+    def __len__(self) -> int:
+        return len(self._dataset)
 
-def _place(source: str, data_idx: int) -> _Place:
-    if source == _IN_MEMORY:
-        return _Place(PurePosixPath(source), f"{_IN_MEMORY_STORE}{STORE_SUFFIX}", f"{data_idx}")
-    path = _path(source)
-    store = next((p for p in (*reversed(path.parents), path) if p.suffix == STORE_SUFFIX), None)
-    if store is not None and store != path:
-        inside = str(path.relative_to(store))
-        return _Place(store, f"{store.stem}{_OUTPUT}{STORE_SUFFIX}", inside)
-    if store is not None or "://" in source:
-        raise ValueError(
-            f"source {source!r} names no array in a store; it must be like "
-            "file:///folder/name.zarr/group/array"
-        )
-    return _Place(path.with_suffix(""), f"{path.stem}{STORE_SUFFIX}", f"{data_idx}")
+    def __getitem__(self, index: Any) -> tuple[Any, ...]:
+        return tuple(map(_without_shards, self._dataset[index]))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_dataset":  # not there yet while being unpickled
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
 
 
-def _path(source: str | Path) -> PurePosixPath:
-    """Return the path of a source; CAREamics also tells `file:///a` as `file:/a`."""
-    text = str(source)
-    if text.startswith("file:"):
-        text = "/" + text.removeprefix("file:").lstrip("/")
-    return PurePosixPath(text)
+def _without_shards(region: Any) -> Any:
+    told = {k: v for k, v in region.additional_metadata.items() if k != "shards"}
+    return region._replace(additional_metadata=told)
+
+
+def _set_up(set_up: Callable[..., None], trainer: Any, module: Any, stage: str) -> None:
+    """Stand in for the callback's `setup`: at that point the dataset is there, its loader not."""
+    set_up(trainer, module, stage)
+    images = getattr(trainer, "datamodule", None)
+    if stage == "predict" and images is not None:
+        images.predict_dataset = _WithoutShards(images.predict_dataset)
 
 
 def _absolute(path: str | Path) -> Path:
@@ -332,65 +293,3 @@ def _absolute(path: str | Path) -> Path:
 
 def _integers(values: Iterable[Any]) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
-
-
-def _source_axes(region: Region) -> str:
-    """Return what the sizes that a region tells of its source are along."""
-    if hasattr(region, "original_data_shape"):
-        return region.axes
-    sample = "T" if "T" in region.axes and "S" not in region.axes else "S"
-    return f"{sample}CZYX" if len(region.data_shape) == 5 else f"{sample}CYX"
-
-
-def _sizes(region: Region) -> dict[str, int]:
-    """Return the source's size along each axis."""
-    shape = getattr(region, "original_data_shape", region.data_shape)
-    return {axis: int(n) for axis, n in zip(_source_axes(region), shape, strict=True)}
-
-
-def _by_axis(region: Region, told: Sequence[int] | None) -> dict[str, int] | None:
-    """Return the source's chunks or shards along each axis."""
-    if told is None:
-        return None
-    axes = _source_axes(region)
-    if len(told) < len(axes):  # those before 0.1.0 leave out what the source has not
-        axes = "".join(axis for axis in axes if axis in region.axes)
-    return {axis: int(n) for axis, n in zip(axes, told, strict=True)}
-
-
-def _target_axes(region: Region, sizes: Mapping[str, int]) -> str:
-    """Return the array's axes, in the contract's order."""
-    target: str | None = getattr(region, "target_axes", None)
-    if target is None:
-        target = region.axes + ("C" if sizes["C"] > 1 else "")
-    if set(target) - {"C"} != set(region.axes) - {"C"}:
-        raise ValueError(
-            f"target axes {target!r} must be the axes {region.axes!r}, with or without C"
-        )
-    if "C" not in target and sizes["C"] > 1:
-        raise ValueError(
-            f"the model returns {sizes['C']} channels, and the target axes {target!r} have no C; "
-            f"add it (CAREamics' target_axes or output_axes)"
-        )
-    return "".join(axis for axis in AXES if axis in target and axis in sizes)
-
-
-def _stored_grids(region: Region) -> dict[str, dict[str, int]]:
-    """Return the chunks and shards of a source in Zarr v3 along each axis."""
-    try:
-        stored = json.loads(Path(_path(region.source), "zarr.json").read_bytes())
-    except OSError:  # no Zarr v3, or not on this machine
-        return {}
-    outer, codec = stored["chunk_grid"]["configuration"]["chunk_shape"], stored["codecs"][0]
-    if codec["name"] != "sharding_indexed":
-        return {"chunks": _merged(region, outer)}
-    inner = codec["configuration"]["chunk_shape"]
-    return {"chunks": _merged(region, inner), "shards": _merged(region, outer)}
-
-
-def _merged(region: Region, sizes: Sequence[int]) -> dict[str, int]:
-    """Return sizes in the source's order by axis, T merged into S where their product is told."""
-    found = dict(zip(region.axes, sizes, strict=True))
-    if "T" in found and "T" not in _source_axes(region):
-        found["S"] *= found.pop("T")
-    return found

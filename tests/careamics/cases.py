@@ -83,7 +83,7 @@ class Case:
     batch_size: int = 2
     devices: int = 1
     careamist: bool = False
-    ours: str = RIGHT
+    attach: bool = False
     # The layout of our arrays where it is not the source's, by axis.
     layout: Mapping[str, Any] = field(default_factory=dict)
 
@@ -246,8 +246,8 @@ NEWER: Sequence[Case] = (
         "Sharded, then unsharded, in one batch",
         [_zarr("a.zarr/x", grey(120, 120), **SHARDED), _zarr("b.zarr/y", grey(at=1))],
         batch_size=4,
+        attach=True,
         theirs=REFUSED,
-        ours=REFUSED,
     ),
     Case(
         "Two TIFF files",

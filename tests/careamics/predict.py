@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,9 @@ def predict(run: dict[str, Any]) -> None:
         callbacks=[writer, *recorders(run)],
         **trainer_options(run),
     )
-    if run["publish"] is None:
-        trainer.predict(model_of(run), datamodule=data_of(run), return_predictions=False)
-        return
-    with strategy:
+    if run["publish"] is not None and run["attach"]:
+        strategy.attach(writer)
+    with nullcontext() if run["publish"] is None or run["attach"] else strategy:
         trainer.predict(model_of(run), datamodule=data_of(run), return_predictions=False)
 
 

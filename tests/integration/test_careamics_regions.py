@@ -4,6 +4,7 @@ import multiprocessing
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -140,9 +141,13 @@ def test_a_child_of_multiprocessing_loses_none_though_nobody_closes(
 
 
 class Writer:
-    """What is attached to, of CAREamics' callback: two attributes and Lightning's hook."""
+    """What is attached to, of CAREamics' callback."""
 
     write_strategy: Any = None
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        """Tell the sources' base, as CAREamics' does."""
+        self.write_strategy.set_source_base(Path("/data"))
 
     def set_writing_strategy(self, **_: Any) -> None:
         """Forget the strategy, as `predict_to_disk` does."""
@@ -164,6 +169,28 @@ def test_what_is_attached_keeps_the_strategy_and_waits_at_the_end(stitching: Sti
     writer.on_predict_end(None, None)
 
     identical(stored(stitching), image[0, 0])
+
+
+def test_what_is_attached_lets_sources_with_and_without_shards_make_a_batch() -> None:
+    data, spec = np.zeros((1, 8, 8), "float32"), {"sample_idx": 0}
+    dataset = [
+        (region("newer", data, "YX", (8, 8), spec, chunks=(4, 4), shards=(8, 8)),),
+        (region("newer", data, "YX", (8, 8), spec, chunks=(4, 4)),),
+    ]
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(predict_dataset=dataset))
+    writer = PublishTiles("/mnt/out").attach(Writer())
+
+    writer.setup(trainer, None, "fit")
+    assert trainer.datamodule.predict_dataset is dataset
+    writer.setup(trainer, None, "predict")
+
+    # As a worker of the data loader gets it.
+    images = pickle.loads(pickle.dumps(trainer.datamodule.predict_dataset))
+    assert [images[i][0].additional_metadata for i in range(len(images))] == [
+        {"chunks": (4, 4)},
+        {"chunks": (4, 4)},
+    ]
+    assert len(images.copy()) == 2
 
 
 def test_an_error_of_the_prediction_stands_and_says_what_was_not_published(tmp_path: Path) -> None:
