@@ -8,31 +8,26 @@ Every exception of pika ends here.
 import itertools
 import logging
 import secrets
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
-import pika
 from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 
 from consumer.blocks import DeliveryId
-from consumer.connection import UNREADABLE_HEADERS, Connection, prepare_pika
+from consumer.connection import Connection, prepare_pika
+from consumer.copies import Copies, Copy, republishable
 from consumer.errors import ParkError
 from consumer.message import Envelope
 from consumer.metrics import Metrics
-from consumer.parking import HEADER_PREFIX, parked_properties
 from consumer.settings import Settings
 from consumer.topology import Topology, establish
 
 # The owning thread's loop, which both connections share.
 Loop: TypeAlias = IOLoop
-_FRAME_OVERHEAD = 20
-_MAX_HEADER_DEPTH = 100
-_PARKING_WINDOW_BYTES = 16 << 20
-_PARKING_WINDOW = 100
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +73,6 @@ class Settling(Protocol):
         """Give up the channel; subscribe again when `hold` says no more."""
 
 
-@dataclass(slots=True)
-class _Parked:
-    delivery: Delivery
-    body: bytes
-    properties: Any
-    done: Callable[[bool], None]
-    returned: bool = False
-
-
 class Broker:
     """Consumes the partition queue, acknowledges, and parks.
 
@@ -115,7 +101,7 @@ class Broker:
         self._asking: Channel | None = None
         self._asked: deque[Callable[[bool], None]] = deque()
         self._loop = loop
-        self._parking = _Parking(loop, settings, topology, metrics)
+        self._copies = Copies(loop, settings, topology, metrics)
         self._consuming = Connection(
             loop,
             settings,
@@ -137,7 +123,7 @@ class Broker:
         """Connect and subscribe."""
         self._receiver = receiver
         self._consuming.open()
-        self._parking.connection.open()
+        self._copies.connection.open()
 
     def acknowledge(self, delivery: DeliveryId) -> bool:
         """Acknowledge on the delivery's own channel; return whether that still exists.
@@ -173,7 +159,15 @@ class Broker:
                 self.acknowledge(delivery.id)
             done(confirmed)
 
-        properties = self._republishable(delivery, error)
+        routing_key, headers = delivery.envelope.routing_key, delivery.envelope.headers
+        properties = republishable(
+            delivery.properties,
+            headers,
+            error,
+            routing_key=routing_key,
+            by=self._settings.consumer_name,
+            frame_max=self._consuming.frame_max,
+        )
         if properties is None:
             channel = self._channel_of(delivery.id)
             if channel is not None:
@@ -181,8 +175,8 @@ class Broker:
                 channel.basic_reject(delivery.id.tag, requeue=False)
             done(channel is not None)
             return
-        parked = _Parked(delivery, body, properties, settle)
-        self.round_trip(lambda shown: self._parking.publish(parked) if shown else done(False))
+        copy = Copy(routing_key, body, properties, settle)
+        self.round_trip(lambda shown: self._copies.publish(copy) if shown else done(False))
 
     def round_trip(self, done: Callable[[bool], None]) -> None:
         """Ask the broker something; `done` is told whether it answered while it delivers to us.
@@ -218,12 +212,12 @@ class Broker:
         """Close both connections for good."""
         self._send_acknowledgements()
         self._consuming.close()
-        self._parking.connection.close()
+        self._copies.connection.close()
 
     @property
     def closed(self) -> bool:
         """Whether both connections are closed."""
-        return self._consuming.closed and self._parking.connection.closed
+        return self._consuming.closed and self._copies.connection.closed
 
     def _send_acknowledgements(self) -> None:
         """Acknowledge at once what was delivered first and next to each other, then the rest."""
@@ -303,127 +297,9 @@ class Broker:
         asked, self._asked = self._asked, deque()
         for done in asked:
             done(False)
-        self._parking.drop_waiting()
+        self._copies.drop_waiting()
         if had_channel and self._receiver is not None:
             self._receiver.channel_lost()
-
-    def _republishable(self, delivery: Delivery, error: ParkError) -> Any:
-        headers = delivery.envelope.headers
-        if UNREADABLE_HEADERS in headers or not _is_flat(headers):
-            return None
-        try:
-            properties = pika.BasicProperties(
-                **parked_properties(
-                    delivery.properties,
-                    error,
-                    parking_id=secrets.token_hex(8),
-                    routing_key=delivery.envelope.routing_key,
-                    by=self._settings.consumer_name,
-                )
-            )
-            size = sum(map(len, properties.encode())) + _FRAME_OVERHEAD
-        except Exception:  # whatever a foreign header made of pika's encoder
-            log.exception("a parked message's properties cannot be encoded; rejecting it")
-            return None
-        return properties if size <= self._consuming.frame_max else None
-
-
-@dataclass(slots=True)
-class _Parking:
-    """Publishes copies to the parking exchange until each is confirmed."""
-
-    loop: Loop
-    settings: Settings
-    topology: Topology
-    metrics: Metrics
-    waiting: deque[_Parked] = field(default_factory=deque)
-    unconfirmed: OrderedDict[int, _Parked] = field(default_factory=OrderedDict)
-    channel: Channel | None = None
-    published: int = 0
-    connection: Connection = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.connection = Connection(
-            self.loop,
-            self.settings,
-            "publish",
-            owner=self.settings.consumer_name,
-            opened=self._opened,
-            lost=self._lost,
-            failed=lambda _error: self.metrics.reconnects.labels(connection="publish").inc(),
-        )
-
-    def publish(self, parked: _Parked) -> None:
-        self.waiting.append(parked)
-        self._advance()
-
-    def drop_waiting(self) -> None:
-        """Let go of what was not sent yet and will be delivered again."""
-        waiting, self.waiting = self.waiting, deque()
-        for parked in waiting:
-            parked.done(False)
-
-    def _opened(self, channel: Channel) -> None:
-        channel.add_on_return_callback(self._on_return)
-        self.published = 0
-        channel.confirm_delivery(self._on_confirm, callback=lambda _frame: self._ready(channel))
-
-    def _ready(self, channel: Channel) -> None:
-        self.channel = channel
-        self.connection.works()
-        self._advance()
-
-    def _lost(self) -> None:
-        self.channel = None
-        self.waiting.extendleft(reversed(self.unconfirmed.values()))
-        self.unconfirmed.clear()
-
-    def _advance(self) -> None:
-        while self.waiting and self.channel is not None and self.channel.is_open:
-            held = sum(len(parked.body) for parked in self.unconfirmed.values())
-            if self.unconfirmed and (
-                held + len(self.waiting[0].body) > _PARKING_WINDOW_BYTES
-                or len(self.unconfirmed) >= _PARKING_WINDOW
-            ):
-                return
-            self._send(self.channel, self.waiting.popleft())
-
-    def _send(self, channel: Channel, parked: _Parked) -> None:
-        parked.returned = False
-        self.published += 1
-        self.unconfirmed[self.published] = parked
-        channel.basic_publish(
-            self.topology.parking.name,
-            parked.delivery.envelope.routing_key.encode()[:255].decode(errors="ignore"),
-            parked.body,
-            parked.properties,
-            mandatory=True,
-        )
-
-    def _on_return(self, _channel: Channel, _method: Any, properties: Any, _body: bytes) -> None:
-        name = f"{HEADER_PREFIX}parking-id"
-        for parked in self.unconfirmed.values():
-            if parked.properties.headers[name] == properties.headers[name]:
-                parked.returned = True
-
-    def _on_confirm(self, frame: Any) -> None:
-        tag, positive = frame.method.delivery_tag, isinstance(frame.method, pika.spec.Basic.Ack)
-        multiple = frame.method.multiple
-        for number in [n for n in self.unconfirmed if n == tag or (multiple and n <= tag)]:
-            parked = self.unconfirmed.pop(number)
-            if positive and not parked.returned:
-                parked.done(True)
-            else:
-                self._again(parked)
-        self._advance()
-
-    def _again(self, parked: _Parked) -> None:
-        log.error(
-            "a parked message was refused or found no parking queue; trying again",
-            extra={"exchange": self.topology.parking.name, "returned": parked.returned},
-        )
-        self.metrics.retries.labels(operation="park").inc()
-        self.loop.call_later(self.settings.reconnect_max_s / 4, lambda: self.publish(parked))
 
 
 def _delivery(identity: DeliveryId, method: Any, properties: Any) -> Delivery:
@@ -438,17 +314,6 @@ def _delivery(identity: DeliveryId, method: Any, properties: Any) -> Delivery:
     counted = headers.get("x-delivery-count")
     count = counted if isinstance(counted, int) else int(method.redelivered)
     return Delivery(identity, envelope, properties, count)
-
-
-def _is_flat(headers: Any) -> bool:
-    """Whether header tables and lists are nested little enough for pika's recursive encoder."""
-    level = [headers]
-    for _ in range(_MAX_HEADER_DEPTH):
-        nested = [v for v in level if isinstance(v, dict | list)]
-        if not nested:
-            return True
-        level = [x for v in nested for x in (v.values() if isinstance(v, dict) else v)]
-    return False
 
 
 def _text(value: Any) -> str | None:

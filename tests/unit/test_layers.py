@@ -42,7 +42,9 @@ def _importers(library: str) -> set[str]:
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        pytest.param("pika", {"broker", "connection", "parked", "sender", "topology"}, id="pika"),
+        pytest.param(
+            "pika", {"broker", "connection", "copies", "parked", "sender", "topology"}, id="pika"
+        ),
         pytest.param("zarr", {"arrays", "encoder", "images"}, id="zarr"),
         pytest.param("rich", {"display", "table"}, id="rich"),
         pytest.param("prometheus_client", {"metrics", "health"}, id="prometheus_client"),
