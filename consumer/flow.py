@@ -11,7 +11,7 @@ from functools import partial
 
 from consumer.arena import Arena
 from consumer.assembler import Assembler
-from consumer.blocks import ArrayKey, DeliveryId, Write
+from consumer.blocks import ArrayKey, DeliveryId, StoredArray, Write
 from consumer.broker import Delivery, Settling
 from consumer.budget import Budget, max_block_bytes
 from consumer.errors import (
@@ -262,7 +262,10 @@ class Flow:
                 return
             handle = self._handles.get(write.key.array)
             self._storage.write(
-                write, partial(self._written, write), source=handle.source, run=handle.run
+                write,
+                partial(self._written, write, array=handle.array),
+                source=handle.source,
+                run=handle.run,
             )
 
     def _prefetch_exhausted(self) -> bool:
@@ -274,10 +277,17 @@ class Flow:
     def _faulty(self, store: str, now: float) -> bool:
         return not self._storage.root_writable or self._faults.paused(store, now)
 
-    def _written(self, write: Write, written: Written | None, error: ConsumerError | None) -> None:
+    def _written(
+        self,
+        write: Write,
+        written: Written | None,
+        error: ConsumerError | None,
+        *,
+        array: StoredArray | None = None,
+    ) -> None:
         store = write.key.array.store
         if written is not None:
-            if self._faults.clear(store):
+            if self._faults.note_written(store):
                 log.info("the store works again", extra={"store": store})
             self._metrics.wrote(write, written.encoded, written.committed, written.seconds)
             for identity in self.assembler.wrote(write):
@@ -287,7 +297,10 @@ class Flow:
         elif error is not None:
             current = self.assembler.is_current(write)
             self.assembler.failed(write)
-            if current or not isinstance(error, Fenced):
+            if isinstance(error, Fenced) and array is not self._handles.opened(write.key.array):
+                # Lost together with others, when the store was another time open.
+                self.assembler.forget_stored(write.key.array)
+            elif current or not isinstance(error, Fenced):
                 self._failed(store, "write", error)
         self.advance()
 
@@ -314,6 +327,7 @@ class Flow:
         if isinstance(error, StoreRemoved | Fenced):
             for array in self._handles.reopen(store):
                 self.assembler.forget_stored(array)
+        too_often = isinstance(error, Fenced) and self._faults.note_loss(store)
         wait = self._faults.note(store, self._clock())
         self._metrics.retries.labels(operation=operation).inc()
         log.warning(
@@ -325,6 +339,8 @@ class Flow:
                 "wait_s": round(wait, 2),
             },
         )
+        if too_often:
+            self._give_up(f"{store} was taken by another consumer again and again")
 
     def _acknowledge(self, identity: DeliveryId) -> None:
         held = self._held.pop(identity)
