@@ -20,20 +20,19 @@ from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 
 from consumer.blocks import DeliveryId
-from consumer.connection import UNREADABLE_HEADERS, Connection, prepare_pika
+from consumer.connection import Connection, prepare_pika
+from consumer.copies import republishable
 from consumer.errors import ParkError
 from consumer.events import CONTENT_TYPE, Event
 from consumer.message import Envelope
 from consumer.metrics import Metrics
 from consumer.outgoing import Letter, Outgoing
-from consumer.parking import parked_event, parked_properties
+from consumer.parking import parked_event
 from consumer.settings import Settings
 from consumer.topology import Topology, establish
 
 # The owning thread's loop, which both connections share.
 Loop: TypeAlias = IOLoop
-_FRAME_OVERHEAD = 20
-_MAX_HEADER_DEPTH = 100
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +162,15 @@ class Broker:
         dead-letter exchange, which is the same, and nobody is told of it. `done` is told whether
         the message is parked; it is then to be acknowledged.
         """
-        properties = self._republishable(delivery, error)
+        routing_key, headers = delivery.envelope.routing_key, delivery.envelope.headers
+        properties = republishable(
+            delivery.properties,
+            headers,
+            error,
+            routing_key=routing_key,
+            by=self._settings.consumer_name,
+            frame_max=self._consuming.frame_max,
+        )
         if properties is None:
             channel = self._channel_of(delivery.id)
             if channel is not None:
@@ -182,7 +189,7 @@ class Broker:
         copy = Letter(
             "park",
             self._topology.parking.name,
-            delivery.envelope.routing_key,
+            routing_key,
             body,
             properties,
             parked,
@@ -329,26 +336,6 @@ class Broker:
         if had_channel and self._receiver is not None:
             self._receiver.channel_lost()
 
-    def _republishable(self, delivery: Delivery, error: ParkError) -> Any:
-        headers = delivery.envelope.headers
-        if UNREADABLE_HEADERS in headers or not _is_flat(headers):
-            return None
-        try:
-            properties = pika.BasicProperties(
-                **parked_properties(
-                    delivery.properties,
-                    error,
-                    parking_id=secrets.token_hex(8),
-                    routing_key=delivery.envelope.routing_key,
-                    by=self._settings.consumer_name,
-                )
-            )
-            size = sum(map(len, properties.encode())) + _FRAME_OVERHEAD
-        except Exception:  # whatever a foreign header made of pika's encoder
-            log.exception("a parked message's properties cannot be encoded; rejecting it")
-            return None
-        return properties if size <= self._consuming.frame_max else None
-
 
 def _delivery(identity: DeliveryId, method: Any, properties: Any) -> Delivery:
     headers = properties.headers or {}
@@ -362,17 +349,6 @@ def _delivery(identity: DeliveryId, method: Any, properties: Any) -> Delivery:
     counted = headers.get("x-delivery-count")
     count = counted if isinstance(counted, int) else int(method.redelivered)
     return Delivery(identity, envelope, properties, count)
-
-
-def _is_flat(headers: Any) -> bool:
-    """Whether header tables and lists are nested little enough for pika's recursive encoder."""
-    level = [headers]
-    for _ in range(_MAX_HEADER_DEPTH):
-        nested = [v for v in level if isinstance(v, dict | list)]
-        if not nested:
-            return True
-        level = [x for v in nested for x in (v.values() if isinstance(v, dict) else v)]
-    return False
 
 
 def _text(value: Any) -> str | None:

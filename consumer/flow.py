@@ -24,12 +24,11 @@ from consumer.errors import (
     ParkError,
     StopError,
     StoreRemoved,
-    Unexpected,
 )
 from consumer.faults import Condemned, Faults
 from consumer.handles import Handle, Handles, key_of
 from consumer.inbox import Held, Inbox
-from consumer.message import Message, Outline, decode
+from consumer.intake import Intake
 from consumer.metrics import Metrics
 from consumer.scratch import Scratch
 from consumer.settings import Settings
@@ -99,7 +98,16 @@ class Flow:
         self._parking: set[DeliveryId] = set()
         self._condemned = Condemned()
         self._faults = Faults(settings.retry_max_s)
-        self._starved = False
+        self._intake = Intake(
+            self._inbox,
+            self.assembler,
+            self._handles,
+            self._condemned,
+            metrics,
+            max_bytes=settings.max_message_bytes,
+            park=self._park,
+            clock=clock,
+        )
         self._draining = False
         # Idle is what only time brings about, so it is looked for at each tick until none is left.
         self._look_for_idle = False
@@ -135,7 +143,7 @@ class Flow:
                 self._storage.close_array(handle.key)
         self._handles.reopen_all()
         self._held.clear()
-        self._starved = False
+        self._intake.starved = False
 
     def advance(self) -> None:
         """Do all that can be done now."""
@@ -147,7 +155,7 @@ class Flow:
             while self._again:
                 self._again = False
                 if not self._draining:
-                    self._take_in()
+                    self._intake.take()
                     self._inbox.load()
                 self._open_arrays()
                 self._start_writes()
@@ -198,70 +206,6 @@ class Flow:
         """Let go of every array."""
         for handle in self._handles:
             self._storage.close_array(handle.key)
-
-    def _take_in(self) -> None:
-        self._starved = False
-        while (held := self._inbox.head()) is not None:
-            try:
-                gone = self._place(held)
-            except ParkError as error:
-                self._refuse(held, error)
-                continue
-            except Exception as error:
-                log.exception("unexpected error while placing a message")
-                self._refuse(held, Unexpected(f"{type(error).__name__}: {error}"))
-                continue
-            if not gone:
-                self._starved = True
-                return
-            self._inbox.pop()
-
-    def _refuse(self, held: Held, error: ParkError) -> None:
-        self._inbox.pop()
-        self.assembler.forget([held.delivery.id])
-        self._park(held, error)
-
-    def _place(self, held: Held) -> bool:
-        """Place a delivery's tiles; return whether it has left the inbox."""
-        if held.placing:
-            return self._placed(held, self.assembler.resume(held.delivery.id))
-        message = held.message or self._decoded(held)
-        outline = held.outline or message.outline
-        handle = self._handles.of(outline)
-        if handle.array is None:
-            self._inbox.forget_decoded(held)
-            handle.waiting.append(held)
-            return True
-        self._check(handle, handle.array, outline)
-        held.placing = True
-        self._metrics.tiles.inc(len(message.tiles))
-        done = self.assembler.add(
-            held.delivery.id,
-            handle.key,
-            handle.array.layout,
-            message.tiles,
-            since=held.since,
-            now=self._clock(),
-        )
-        return self._placed(held, done)
-
-    def _placed(self, held: Held, done: bool) -> bool:
-        if done:
-            self._inbox.release(held)
-        return done
-
-    def _decoded(self, held: Held) -> Message:
-        assert held.body is not None
-        limit = self._settings.max_message_bytes
-        message = decode(held.delivery.envelope, held.body, max_bytes=limit)
-        self._inbox.note_decoded(held, message)
-        return message
-
-    def _check(self, handle: Handle, array: StoredArray, outline: Outline) -> None:
-        array.check(outline.entry)
-        outline.check(array.layout)
-        self._condemned.check(handle.key, array.layout.grid, outline.boxes)
-        handle.claim(outline)
 
     def _open_arrays(self) -> None:
         now = self._clock()
@@ -331,7 +275,7 @@ class Flow:
         while self.assembler.writing < self._settings.workers * WRITES_PER_WORKER:
             write = self.assembler.next_write(
                 now,
-                pressure=self._starved or self._prefetch_exhausted(),
+                pressure=self._intake.starved or self._prefetch_exhausted(),
                 drain=self._draining,
                 idle=self._look_for_idle,
                 paused=lambda array: self._paused(array, now),
@@ -341,7 +285,10 @@ class Flow:
                 return
             handle = self._handles.get(write.key.array)
             self._storage.write(
-                write, partial(self._written, write), source=handle.source, run=handle.run
+                write,
+                partial(self._written, write, array=handle.array),
+                source=handle.source,
+                run=handle.run,
             )
 
     def _prefetch_exhausted(self) -> bool:
@@ -353,10 +300,17 @@ class Flow:
     def _faulty(self, store: str, now: float) -> bool:
         return not self._storage.root_writable or self._faults.paused(store, now)
 
-    def _written(self, write: Write, written: Written | None, error: ConsumerError | None) -> None:
+    def _written(
+        self,
+        write: Write,
+        written: Written | None,
+        error: ConsumerError | None,
+        *,
+        array: StoredArray | None = None,
+    ) -> None:
         store = write.key.array.store
         if written is not None:
-            if self._faults.clear(store):
+            if self._faults.note_written(store):
                 log.info("the store works again", extra={"store": store})
             self._metrics.wrote(write, written.encoded, written.committed, written.seconds)
             self._settle(write.key.array, written, self.assembler.wrote(write))
@@ -365,7 +319,10 @@ class Flow:
         elif error is not None:
             current = self.assembler.is_current(write)
             self.assembler.failed(write)
-            if current or not isinstance(error, Fenced):
+            if isinstance(error, Fenced) and array is not self._handles.opened(write.key.array):
+                # Lost together with others, when the store was another time open.
+                self.assembler.forget_stored(write.key.array)
+            elif current or not isinstance(error, Fenced):
                 self._failed(store, "write", error)
         self.advance()
 
@@ -405,6 +362,7 @@ class Flow:
         if isinstance(error, StoreRemoved | Fenced):
             for array in self._handles.reopen(store):
                 self.assembler.forget_stored(array)
+        too_often = isinstance(error, Fenced) and self._faults.note_loss(store)
         wait = self._faults.note(store, self._clock())
         self._metrics.retries.labels(operation=operation).inc()
         log.warning(
@@ -416,6 +374,8 @@ class Flow:
                 "wait_s": round(wait, 2),
             },
         )
+        if too_often:
+            self._give_up(f"{store} was taken by another consumer again and again")
 
     def _acknowledge(self, identity: DeliveryId) -> None:
         held = self._held.pop(identity, None)

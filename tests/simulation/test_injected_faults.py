@@ -46,8 +46,8 @@ def test_acknowledging_before_the_commit_is_found(monkeypatch: pytest.MonkeyPatc
 def test_taking_a_failed_write_for_done_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     written = Flow._written
 
-    def careless(self: Flow, write: Write, result: Any, _error: Any) -> None:
-        written(self, write, result or Written(0, 0, 0.0), None)
+    def careless(self: Flow, write: Write, result: Any, _error: Any, **opened: Any) -> None:
+        written(self, write, result or Written(0, 0, 0.0), None, **opened)
 
     monkeypatch.setattr(Flow, "_written", careless)
     assert _found(NOT_DURABLE)

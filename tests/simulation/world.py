@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 from zlib import crc32
 
 import numpy as np
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from choices import Choices, Event, History, Number
 from plan import PLACE_BITS, Letter, Plan, PlannedArray, places, plan_of
 
+from consumer import flow
 from consumer.arena import Arena
 from consumer.assembler import Assembler
 from consumer.blocks import ArrayKey, Block, DeliveryId, StoredArray, Write
@@ -33,6 +35,7 @@ from consumer.encoder import touched_files
 from consumer.errors import ConsumerError, Fenced, ParkError, StopError, StorageFault, StoreRemoved
 from consumer.flow import Flow
 from consumer.inbox import Held
+from consumer.intake import Intake
 from consumer.message import Message
 from consumer.metrics import Metrics
 from consumer.placement import Layout
@@ -477,18 +480,21 @@ class World:
     # -- the process ----------------------------------------------------------------------------
 
     def _new_flow(self) -> Flow:
-        self.flow = _ModelFlow(
-            self.plan.settings,
-            self,
-            self,  # the model is broker and writer in one
-            _arena(),
-            _ModelScratch(),
-            _metrics(self.plan.real_bodies),
-            post=self.posted.append,
-            stop=_stopped,
-            clock=lambda: self.now,
-        )
-        self.flow.takes_real_bodies = self.plan.real_bodies
+        intake = Intake if self.plan.real_bodies else _ModelIntake
+        model: Any = self  # broker and writer in one
+        scratch: Any = _ModelScratch()
+        with patch.multiple(flow, Assembler=_ModelAssembler, Intake=intake):
+            self.flow = Flow(
+                self.plan.settings,
+                model,
+                model,
+                _arena(),
+                scratch,
+                _metrics(self.plan.real_bodies),
+                post=self.posted.append,
+                stop=_stopped,
+                clock=lambda: self.now,
+            )
         return self.flow
 
     # -- what must hold -------------------------------------------------------------------------
@@ -521,21 +527,10 @@ class World:
             raise Violation("held at the end", f"{held}")
 
 
-class _ModelFlow(Flow):
-    """A flow that is told what a body says, unless it takes real ones."""
-
-    takes_real_bodies = True
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        settings = self._settings
-        self.assembler = _ModelAssembler(
-            self.budget, _arena(), idle_s=settings.idle_s, max_age_s=settings.max_age_s
-        )
+class _ModelIntake(Intake):
+    """Is told what a body says."""
 
     def _decoded(self, held: Held) -> Message:
-        if self.takes_real_bodies:
-            return super()._decoded(held)
         message: Message = held.delivery.properties.meant
         self._inbox.note_decoded(held, message)
         return message

@@ -39,7 +39,7 @@ def _importers(library: str) -> set[str]:
     }
 
 
-_PIKA = {"broker", "checks", "connection", "outgoing", "parked", "sender", "topology"}
+_PIKA = {"broker", "checks", "connection", "copies", "outgoing", "parked", "sender", "topology"}
 
 
 @pytest.mark.parametrize(
