@@ -24,6 +24,7 @@ from consumer.errors import (
     StoreRemoved,
     Unexpected,
 )
+from consumer.failpoints import ACKNOWLEDGE, PLACE, Failpoints
 from consumer.faults import Condemned, Faults
 from consumer.handles import Handle, Handles
 from consumer.inbox import Held, Inbox
@@ -94,6 +95,7 @@ class Flow:
         self._parking: set[DeliveryId] = set()
         self._condemned = Condemned()
         self._faults = Faults(settings.retry_max_s)
+        self._failpoints = Failpoints(settings.failpoints, lambda: storage.pid)
         self._starved = False
         self._draining = False
         # Idle is what only time brings about, so it is looked for at each tick until none is left.
@@ -206,6 +208,7 @@ class Flow:
         """Place a delivery's tiles; return whether it has left the inbox."""
         if held.placing:
             return self._placed(held, self.assembler.resume(held.delivery.id))
+        self._failpoints.reach(PLACE, held.body or b"")
         message = held.message or self._decoded(held)
         outline = held.outline or message.outline
         handle = self._handles.of(outline)
@@ -384,6 +387,7 @@ class Flow:
 
     def _acknowledge(self, identity: DeliveryId) -> None:
         held = self._held.pop(identity)
+        self._failpoints.reach(ACKNOWLEDGE)
         if not self._broker.acknowledge(identity):
             return
         self._metrics.acknowledged.inc()
