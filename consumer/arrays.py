@@ -193,11 +193,18 @@ class OpenArray(ReadableArray):
 
 
 def open_store(
-    root: Path, key: str, *, file_mode: int, folder_mode: int, step: Step = no_step
+    root: Path,
+    key: str,
+    *,
+    file_mode: int,
+    folder_mode: int,
+    step: Step = no_step,
+    kind: type[Commit] = Commit,
 ) -> Store:
     """Take a store, which need not exist yet, and return its handle.
 
-    See `consumer.commit.Commit.take` for what must come before anything is read.
+    See `consumer.commit.Commit.take` for what must come before anything is read. Tests take one
+    of another kind.
 
     Raises
     ------
@@ -208,7 +215,7 @@ def open_store(
     """
     path = root / key
     refuse_links(_between(root, path))
-    commit = Commit.take(root, key, file_mode=file_mode, folder_mode=folder_mode, step=step)
+    commit = kind.take(root, key, file_mode=file_mode, folder_mode=folder_mode, step=step)
     return Store(key, path, LocalStore(path), commit)
 
 

@@ -87,7 +87,7 @@ class Commit:
     """
 
     def __init__(
-        self, root: Path, store: str, epochs: "_Epochs", folders: Folders, file_mode: int
+        self, root: Path, store: str, epochs: "Epochs", folders: Folders, file_mode: int
     ) -> None:
         self._name = store
         self._store = root / store
@@ -130,7 +130,7 @@ class Commit:
             Where a symbolic link stands below the output root.
         """
         folders = Folders(root, folder_mode)
-        epochs = _Epochs(root / STATE_FOLDER / store, folders, step)
+        epochs = Epochs(root / STATE_FOLDER / store, folders, step)
         return cls(root, store, epochs, folders, file_mode)
 
     @property
@@ -257,7 +257,7 @@ class Commit:
         away.unlink(missing_ok=True)
 
 
-class _Epochs:
+class Epochs:
     """The epochs of one store."""
 
     def __init__(self, state: Path, folders: Folders, step: Step) -> None:
@@ -267,7 +267,8 @@ class _Epochs:
         self._folders = folders
 
     def take(self, store: str) -> Path:
-        own = despite_races(self._make)
+        """Make an epoch and end all others; return its folder."""
+        own = despite_races(self.make)
         try:
             for _ in range(_LOOKS):
                 lower = self._lower(own)
@@ -286,11 +287,13 @@ class _Epochs:
             raise
 
     def release(self, own: Path) -> None:
+        """End an epoch."""
         self._remove(own)
         for folder in (self._fenced, self._live):
             remove_empty(folder, self._folders.root)
 
-    def _make(self) -> Path:
+    def make(self) -> Path:
+        """Make an epoch above all others; return its folder."""
         self._folders.make(self._live)
         self.step("take.list")
         number = max((_order(name)[0] for name in listed(self._live)), default=0) + 1

@@ -25,6 +25,7 @@ from consumer.errors import (
     StopError,
     StoreRemoved,
 )
+from consumer.failpoints import ACKNOWLEDGE, PLACE, Failpoints
 from consumer.faults import Condemned, Faults
 from consumer.handles import Handle, Handles, key_of
 from consumer.inbox import Held, Inbox
@@ -98,6 +99,7 @@ class Flow:
         self._parking: set[DeliveryId] = set()
         self._condemned = Condemned()
         self._faults = Faults(settings.retry_max_s)
+        self._failpoints = Failpoints(settings.failpoints, lambda: storage.pid)
         self._intake = Intake(
             self._inbox,
             self.assembler,
@@ -106,6 +108,7 @@ class Flow:
             metrics,
             max_bytes=settings.max_message_bytes,
             park=self._park,
+            before=partial(self._failpoints.reach, PLACE),
             clock=clock,
         )
         self._draining = False
@@ -379,6 +382,7 @@ class Flow:
 
     def _acknowledge(self, identity: DeliveryId) -> None:
         held = self._held.pop(identity, None)
+        self._failpoints.reach(ACKNOWLEDGE)
         if held is None or not self._broker.acknowledge(identity):
             return
         self._metrics.acknowledged.inc()

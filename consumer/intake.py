@@ -27,6 +27,8 @@ class Intake:
         The largest body, as sent and decompressed.
     park : callable
         Takes a delivery that has left the inbox and can never be written.
+    before : callable
+        Takes each body before it is looked into.
     clock : callable
         Seconds, monotonic.
 
@@ -46,6 +48,7 @@ class Intake:
         *,
         max_bytes: int,
         park: Callable[[Held, ParkError], None],
+        before: Callable[[bytes], None],
         clock: Callable[[], float],
     ) -> None:
         self._inbox = inbox
@@ -55,6 +58,7 @@ class Intake:
         self._metrics = metrics
         self._max_bytes = max_bytes
         self._park = park
+        self._before = before
         self._clock = clock
         self.starved = False
 
@@ -86,6 +90,7 @@ class Intake:
         """Place a delivery's tiles; return whether it has left the inbox."""
         if held.placing:
             return self._placed(held, self._assembler.resume(held.delivery.id))
+        self._before(held.body or b"")
         message = held.message or self._decoded(held)
         outline = held.outline or message.outline
         handle = self._handles.of(outline)

@@ -190,6 +190,8 @@ def run(settings: Settings) -> int:
     unknown = unknown_variables(settings)
     if unknown:
         log.warning("environment variables that are no settings", extra={"variables": unknown})
+    if settings.failpoints:
+        log.warning("failpoints are set, for tests", extra={"failpoints": settings.failpoints})
     check_credentials(settings)
     check_root(settings)
     give_memory_back()

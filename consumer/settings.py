@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    CliSuppress,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -26,6 +27,7 @@ from consumer.budget import BODY_SHARE
 from consumer.contract import reason_of
 from consumer.endpoint import SECRET, Endpoint, Seconds
 from consumer.errors import UnusableSettings
+from consumer.failpoints import Failpoints
 from consumer.message import MAX_MESSAGE_BYTES
 
 ENV_PREFIX = "TILES_"
@@ -171,6 +173,9 @@ class Settings(Access):
         default_factory=socket.gethostname,
         description="Name of this replica in consumer tags and parked messages; default: the host.",
     )
+    failpoints: CliSuppress[str] = Field(
+        "", description="For tests only: what is to go wrong, as consumer/failpoints.py says."
+    )
 
     @field_validator("accept_filesystem", mode="before")
     @classmethod
@@ -190,6 +195,12 @@ class Settings(Access):
         if not name or not name.isprintable() or len(name.encode()) > _MAX_NAME_BYTES:
             raise ValueError(f"give 1 to {_MAX_NAME_BYTES} bytes of printable characters")
         return name
+
+    @field_validator("failpoints")
+    @classmethod
+    def _failpoints_are_known(cls, text: str) -> str:
+        Failpoints(text, os.getpid)
+        return text
 
     @field_validator("file_mode", "folder_mode", mode="before")
     @classmethod

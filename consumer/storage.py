@@ -45,7 +45,13 @@ Done = Callable[[Result | None, ConsumerError | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What the writer is told first: its settings, and the size of the shared memory."""
+    """What the writer is told first: its settings, and the size of the shared memory.
+
+    Attributes
+    ----------
+    owner : int
+        Process id of the owning thread's process.
+    """
 
     output_root: Path
     workers: int
@@ -56,6 +62,8 @@ class Setup:
     log_level: str
     log_format: Any
     memory_bytes: int
+    failpoints: str
+    owner: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +378,8 @@ def _setup(settings: Settings, arena: Arena) -> Setup:
         settings.log_level,
         settings.log_format,
         arena.nbytes,
+        settings.failpoints,
+        os.getpid(),
     )
 
 

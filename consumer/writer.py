@@ -36,6 +36,7 @@ from consumer.blocks import ArrayKey, StoredArray
 from consumer.commit import probe
 from consumer.coverage import Box
 from consumer.errors import ConsumerError, Fenced, StorageFault, Unexpected, from_os_error
+from consumer.failpoints import Failpoints
 from consumer.ledger_files import load
 from consumer.ledger_format import Header
 from consumer.placement import BlockIndex
@@ -112,6 +113,7 @@ class Writer:
         self._encoders = ThreadPoolExecutor(setup.workers, thread_name_prefix="encode")
         self._workers = ThreadPoolExecutor(setup.workers + 1, thread_name_prefix="worker")
         self._stores: dict[str, _Tenure] = {}
+        self._failpoints = Failpoints(setup.failpoints, lambda: setup.owner)
 
     def run(self) -> None:
         """Do what comes; never returns."""
@@ -153,7 +155,12 @@ class Writer:
     def _take(self, key: str) -> Store:
         setup = self._setup
         return open_store(
-            setup.output_root, key, file_mode=setup.file_mode, folder_mode=setup.folder_mode
+            setup.output_root,
+            key,
+            file_mode=setup.file_mode,
+            folder_mode=setup.folder_mode,
+            step=self._failpoints.reach,
+            kind=self._failpoints.commit,
         )
 
     def _taken(

@@ -174,7 +174,8 @@ class Stage:
 
     def load(self, *, rate: float = RATE) -> Producer:
         """Publish tiles for as long as the block is entered."""
-        endless = tiles(self.chance)
+        # In a thread of its own: the scenario's choices must not depend on how far that is.
+        endless = tiles(random.Random(self.chance.random()))
         return self.publishing((publish_tile(self.oracle, tile) for tile in endless), rate=rate)
 
     def publishing(
