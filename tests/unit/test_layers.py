@@ -15,6 +15,7 @@ PURE = (
     "coverage",
     "ledger",
     "ledger_format",
+    "pace",
     "placement",
     "runs",
     "stored",
