@@ -53,7 +53,10 @@ def parked_event(properties: Any) -> TileParked:
         for name, value in properties.headers.items()
         if name.startswith(HEADER_PREFIX)
     }
-    return TileParked(store=said.pop("routing_key"), message_id=properties.message_id, **said)
+    identity = properties.message_id
+    if isinstance(identity, bytes):  # as pika leaves what is not UTF-8
+        identity = identity.decode(errors="replace")
+    return TileParked(store=said.pop("routing_key"), message_id=identity, **said)
 
 
 def _foreign(headers: Mapping[str, Any]) -> dict[str, Any]:
