@@ -50,7 +50,9 @@ def test_a_routing_key_is_never_longer_than_amqp_carries() -> None:
 @pytest.mark.parametrize("identity", ["m-1", b"\xff-1", None])
 def test_a_parked_message_is_told_of_whatever_its_id(identity: str | bytes | None) -> None:
     said = parked_properties(
-        pika.BasicProperties(message_id=identity, headers={"x-tiles-foreign": 1, "other": 2}),
+        pika.BasicProperties(
+            message_id=identity, headers={"x-tiles-foreign": 1, "other": 2, b"\xff": 3}
+        ),
         Undecodable("no document"),
         parking_id="p-1",
         routing_key="a/b.zarr",
