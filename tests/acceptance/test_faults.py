@@ -159,7 +159,7 @@ def test_open_blocks_are_flushed_before_the_process_ends(
     assert producer.depth(f"{producer.prefix}.00") == 0
 
 
-@pytest.mark.parametrize("known", [1, 0], ids=["writing", "making the array"])
+@pytest.mark.parametrize("known", [1, 0], ids=["writing", "making"])
 def test_a_hanging_disk_does_not_keep_the_process_from_ending(
     make_consumer: MakeConsumer, producer: Channel, tmp_path: Path, known: int
 ) -> None:
@@ -243,16 +243,20 @@ def test_a_store_removed_in_mid_run_is_made_anew(
 def test_a_store_removed_while_its_block_is_open_is_made_anew(
     make_consumer: MakeConsumer, producer: Channel, tmp_path: Path
 ) -> None:
-    image, oracle = Image(0, "a.zarr", "g/x", (512, 512), 128, SHARDED), Oracle()
-    neighbour = Image(1, "a.zarr", "g/y", (128, 128), 128, PLAIN)
+    image, oracle = Image(0, "a.zarr", "g/x", (512, 1024), 128, SHARDED), Oracle()
     with make_consumer(idle_s=600) as consumer:
-        producer.publish(neighbour.message((0, 0)))
-        consumer.wait_settled(1)
-        producer.publish(image.message((0, 0)))
-        oracle.note(image, (0, 0))
+        first_shard = [(y, x) for y, x in image.places() if x < 512]
+        for place in first_shard:
+            producer.publish(image.message(place))
+        consumer.wait_settled(len(first_shard))
+        last = image.places()[-1]
+        producer.publish(image.message(last))
+        oracle.note(image, last)
         wait_until(lambda: consumer.metrics()["tiles_open_blocks"] == 1, "an open block")
         shutil.rmtree(tmp_path / "root/a.zarr")
-        publish_image(producer, image, oracle, 1)
+        for place in image.places()[:-1]:
+            producer.publish(image.message(place))
+            oracle.note(image, place)
         assert_nothing_lost(oracle, producer, consumer, tmp_path / "root")
 
 
