@@ -57,7 +57,7 @@ chaos: ## Let faults happen by the hundred; takes about an hour. ARGS="--scenari
 	@deploy/scripts/setup-rabbitmq
 	@PYTHONPATH=.:tests .venv/bin/python -m chaos $(ARGS)
 
-chaos-quick: ## The same in short; takes a few minutes.
+chaos-quick: ## The same in short; takes six minutes.
 	@$(MAKE) --no-print-directory chaos ARGS="--quick $(ARGS)"
 
 soak: ## A random mix of faults for an hour; ARGS="--minutes 10" for less.

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import zarr
-from pika.exceptions import AMQPError
 
 from consumer.message import Encoded, encode
-from consumer.testing import RabbitMQ
 from harness import Channel, ConsumerProcess, wait_until
 
 _SITECUSTOMIZE = """
@@ -255,25 +253,6 @@ class Oracle:
             region = (slice(None), *image.box(place))
             wanted[region] = image.truth[region]
         return int(np.count_nonzero(stored != wanted))
-
-
-def publish_all(
-    broker: RabbitMQ,
-    prefix: str,
-    tiles: list[tuple[Image, tuple[int, int]]],
-    oracle: Oracle,
-    *,
-    stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Publish every tile until the broker has confirmed it, over lost connections."""
-    left = list(reversed(tiles))
-    while left and not stop():
-        with contextlib.suppress(AMQPError, OSError), Channel(broker, prefix) as channel:
-            while left and not stop():
-                image, place = left[-1]
-                channel.publish(image.message(place))
-                oracle.note(image, place)
-                left.pop()
 
 
 def wait_done(consumer: ConsumerProcess, channel: Channel, timeout_s: float = 120.0) -> None:

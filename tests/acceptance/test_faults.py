@@ -5,19 +5,19 @@ every voxel, read with plain zarr.
 """
 
 import contextlib
+import math
 import random
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
+from chaos.producer import Producer, publish_tile
 from conftest import MakeConsumer
 from consumer.message import Envelope, decode
 from consumer.testing import RabbitMQ
@@ -25,7 +25,6 @@ from faults import (
     Image,
     Oracle,
     SlowDisk,
-    publish_all,
     queued_messages,
     remount,
     tmpfs,
@@ -71,13 +70,9 @@ def publishing(
     broker: RabbitMQ, prefix: str, tiles: Tiles, oracle: Oracle
 ) -> Iterator[Callable[[], None]]:
     """Publish in a thread of its own; call what is given to wait until all is confirmed."""
-    given_up = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        sending = pool.submit(publish_all, broker, prefix, tiles, oracle, stop=given_up.is_set)
-        try:
-            yield sending.result
-        finally:
-            given_up.set()
+    messages = (publish_tile(oracle, tile) for tile in tiles)
+    with Producer(broker, prefix, messages, rate=math.inf) as producer:
+        yield producer.wait
 
 
 # -- the consumer's own end ---------------------------------------------------------------------

@@ -74,7 +74,6 @@ def pause_one(stage: Stage) -> None:
 
 def sigstop(stage: Stage, count: int) -> None:
     """Pause the active consumer at each failpoint until another has gone on; then let it go on."""
-    product.need_failpoints()
     fleet = stage.add_fleet(count=2, heartbeat_s=_HEARTBEAT_S, prefetch_count=_FEW)
     late, other = fleet.consumers
     other.start()

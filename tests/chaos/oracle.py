@@ -112,8 +112,6 @@ def _covered(image: Image, places: Collection[Place]) -> npt.NDArray[np.bool_]:
 
 def _ledger(root: Path, image: Image, places: Collection[Place]) -> Found:
     """Compare the ledger with what was confirmed."""
-    if not product.has_ledger():
-        return Found()
     where, covered = f"the ledger of {image.store}/{image.path}", _covered(image, places)
     missing = np.zeros_like(covered)
     try:

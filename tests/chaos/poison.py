@@ -40,17 +40,14 @@ def poison(stage: Stage, count: int) -> None:
     bad = prepare_bad(stage)
     stage.kept = snapshot(stage.folder)
     fleet = stage.add_fleet()
-    if product.has_ledger():
-        bad |= _published(_conflicts())
-    else:
-        stage.notes.append("no conflicts of source and run: the product forgets them at its end")
-    if product.has_failpoints():
+    bad |= _published(_conflicts())
+    if product.handles_killers():
         bad |= _published([_killer()])
         fleet.reviving = True
         for consumer in fleet.consumers:
             stage.arm(consumer, f"place=kill:{_KILLER}")
     else:
-        stage.notes.append("no message that kills: the product has no failpoints")
+        stage.notes.append("no message that kills: the product takes it for ever")
     fleet.start()
     stage.bad |= bad
     bound = [(_BOUND, place) for place in _BOUND.places()]

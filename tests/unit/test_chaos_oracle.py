@@ -18,8 +18,8 @@ STATE = f".tiles/{IMAGE.store}"
 
 
 @pytest.fixture(autouse=True)
-def _no_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product, "has_ledger", lambda: False)
+def _ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    _say_missing(monkeypatch, IMAGE.places()[-3:])
 
 
 @pytest.fixture
@@ -142,7 +142,11 @@ def test_a_snapshot_sees_a_changed_file(tmp_path: Path) -> None:
 def _with_ledger(
     root: Path, monkeypatch: pytest.MonkeyPatch, missing: list[tuple[int, int]]
 ) -> tuple[int, int, int, int]:
-    regions = [(slice(None), *IMAGE.box(place)) for place in missing]
-    monkeypatch.setattr(product, "has_ledger", lambda: True)
-    monkeypatch.setattr(product, "missing", lambda *_: iter(regions))
+    _say_missing(monkeypatch, missing)
     return figures(root)
+
+
+def _say_missing(monkeypatch: pytest.MonkeyPatch, missing: list[tuple[int, int]]) -> None:
+    """Have the ledger call some places missing."""
+    regions = [(slice(None), *IMAGE.box(place)) for place in missing]
+    monkeypatch.setattr(product, "missing", lambda *_: iter(regions))
