@@ -27,6 +27,10 @@ class Metrics:
             "When a delivery was last acknowledged.",
         )
         self.parked = self._counter("deliveries_parked", "Deliveries parked.", "reason")
+        self.handled_alone = self._counter(
+            "deliveries_handled_alone",
+            "Deliveries handled with nothing else under way but their like: suspected of kills.",
+        )
         self.tiles = self._counter("placed", "Tiles placed into blocks.")
         self.bytes_in = self._counter("received_bytes", "Bytes of bodies received.")
         self.bytes_stitched = self._counter(
@@ -89,7 +93,7 @@ class Metrics:
             self.blocks_written.labels(reason=flush.value)
         for kind in KINDS:
             self.held_bytes.labels(kind=kind)
-        for operation in ("write", "open", "park"):
+        for operation in ("write", "open", "park", "lone"):
             self.retries.labels(operation=operation)
         for connection in ("consume", "publish"):
             self.reconnects.labels(connection=connection)

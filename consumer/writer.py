@@ -34,14 +34,17 @@ from consumer.arrays import Store, open_array, open_store
 from consumer.blocks import ArrayKey, StoredArray
 from consumer.commit import probe
 from consumer.errors import ConsumerError, Fenced, StorageFault, Unexpected, from_os_error
+from consumer.journal import Journal
 from consumer.ledger_files import load
 from consumer.ledger_format import Header
 from consumer.rounds import Encoded, WritableArray, commit, encode, now_ms
 from consumer.storage import (
     Allow,
     Answer,
+    BeginLone,
     Close,
     Done,
+    EndLone,
     Open,
     Opened,
     Probe,
@@ -104,9 +107,18 @@ class Writer:
         self._encoders = ThreadPoolExecutor(setup.workers, thread_name_prefix="encode")
         self._workers = ThreadPoolExecutor(setup.workers + 1, thread_name_prefix="worker")
         self._stores: dict[str, _Tenure] = {}
+        self._journal = Journal(
+            setup.output_root,
+            by=setup.consumer_name,
+            attempts=setup.lone_attempts,
+            file_mode=setup.file_mode,
+            folder_mode=setup.folder_mode,
+        )
+        self._scribe = ThreadPoolExecutor(1, thread_name_prefix="journal")
 
     def run(self) -> None:
         """Do what comes; never returns."""
+        self._run(self._journal.sweep, lambda _result, _error: None, threads=self._scribe)
         while True:
             self._events.get()()
 
@@ -129,6 +141,10 @@ class Writer:
                 self._close(array, done)
             case Probe():
                 self._run(partial(probe, self._setup.output_root), done)
+            case BeginLone(fingerprints):
+                self._run(partial(self._journal.begin, fingerprints), done, threads=self._scribe)
+            case EndLone(entry, settled):
+                self._run(partial(self._journal.end, entry, settled), done, threads=self._scribe)
 
     # -- stores and arrays ----------------------------------------------------------------------
 
