@@ -203,6 +203,11 @@ class Flow:
         """Whether nothing is left that could be written or parked."""
         return not self.assembler.open_blocks and not self._parking
 
+    @property
+    def idle(self) -> bool:
+        """Whether no delivery is held."""
+        return not self._held
+
     def close(self) -> None:
         """Let go of every array."""
         self._lone.end()

@@ -67,6 +67,9 @@ class Metrics:
             "retries", "Operations to be tried again after a fault.", "operation"
         )
         self.reconnects = self._counter("reconnects", "Connections lost or refused.", "connection")
+        self.resubscribed = self._counter(
+            "resubscribed", "New subscriptions since messages waited and none came."
+        )
         self.subscribed = self._gauge("subscribed", "1 while subscribed to the queue.")
         self.root_writable = self._gauge("root_writable", "1 while the probe write succeeds.")
         self._stitched = self._encoded = 0

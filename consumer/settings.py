@@ -94,6 +94,11 @@ class Settings(Access):
         1800.0, description="The broker's consumer_timeout, seconds."
     )
 
+    stalled_s: Seconds = Field(
+        60.0,
+        description="When nothing came for so long and nothing is held, the broker is asked "
+        "whether messages wait, seconds.",
+    )
     lone_attempts: int = Field(
         3,
         ge=1,

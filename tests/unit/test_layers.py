@@ -18,6 +18,7 @@ PURE = (
     "placement",
     "runs",
     "stored",
+    "watchdog",
 )
 
 
