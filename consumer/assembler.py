@@ -74,6 +74,11 @@ class Assembler:
         """Writes under way."""
         return self._writing
 
+    @property
+    def stores(self) -> set[str]:
+        """Stores that have such blocks."""
+        return {array.store for array in self._open}
+
     def deliveries(self) -> Iterator[DeliveryId]:
         """Iterate over the deliveries held, the oldest first."""
         return iter(self._deliveries)

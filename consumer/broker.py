@@ -30,9 +30,12 @@ from consumer.outgoing import Letter, Outgoing
 from consumer.parking import parked_event
 from consumer.settings import Settings
 from consumer.topology import Topology, establish
+from consumer.watchdog import Watchdog
 
 # The owning thread's loop, which both connections share.
 Loop: TypeAlias = IOLoop
+# How long a new subscription on the same channel may take.
+_RENEWAL_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +122,7 @@ class Broker:
             lost=self._lost,
             failed=lambda _error: metrics.reconnects.labels(connection="consume").inc(),
         )
+        self._watchdog = Watchdog(settings.stalled_s)
         self._draining = False
         self._giving_up = False
 
@@ -236,6 +240,24 @@ class Broker:
         self._giving_up = True
         self._consuming.reset(reason, hold=hold)
 
+    def watch(self, *, idle: bool) -> None:
+        """Subscribe anew where messages wait and none comes; call it a few times a second.
+
+        Parameters
+        ----------
+        idle : bool
+            Whether no delivery is held.
+        """
+        channel, now = self._asking, time.monotonic()
+        if not idle or not self._consumer_tag or self._giving_up:
+            self._watchdog.note_busy(now)
+        elif channel is not None and channel.is_open and self._watchdog.is_due(now):
+            channel.queue_declare(
+                self._topology.partition.name,
+                passive=True,
+                callback=lambda frame: self._on_waiting(channel, frame.method),
+            )
+
     def cancel(self) -> None:
         """Ask for no more deliveries; those that came stay ours."""
         self._draining = True
@@ -305,8 +327,33 @@ class Broker:
 
     def _on_subscribed(self, tag: str) -> None:
         self._consumer_tag = tag
+        self._watchdog.note_subscribed(time.monotonic())
         self._consuming.works()
         log.info("subscribed", extra={"queue": self._topology.partition.name, "consumer_tag": tag})
+
+    def _on_waiting(self, channel: Channel, found: Any) -> None:
+        ready, consumers = found.message_count, found.consumer_count
+        current = channel is self._asking and not self._giving_up and self._consumer_tag
+        if not current or not self._watchdog.answered(ready, consumers, time.monotonic()):
+            return
+        log.info(
+            "messages wait and none comes; subscribing anew",
+            extra={"queue": found.queue, "ready": ready, "consumers": consumers},
+        )
+        self._metrics.resubscribed.inc()
+        self._renew()
+
+    def _renew(self) -> None:
+        channel, tag = self._channel, self._consumer_tag
+        if channel is None or not channel.is_open:
+            return
+        self._consumer_tag = ""
+        channel.basic_cancel(tag, callback=lambda _frame: self._subscribe())
+        self._loop.call_later(_RENEWAL_S, partial(self._check_renewed, channel))
+
+    def _check_renewed(self, channel: Channel) -> None:
+        if channel is self._channel and not self._consumer_tag and not self._draining:
+            self.reset("the broker does not answer a cancelled subscription")
 
     def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         receiver = self._receiver
@@ -322,6 +369,7 @@ class Broker:
             channel.basic_reject(identity.tag, requeue=False)
             return
         self._unsettled[identity.tag] = None
+        self._watchdog.note_delivery(time.monotonic())
         receiver.deliver(delivery, body)
 
     def _lost(self) -> None:

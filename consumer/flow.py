@@ -30,6 +30,7 @@ from consumer.faults import Condemned, Faults
 from consumer.handles import Handle, Handles, key_of
 from consumer.inbox import Held, Inbox
 from consumer.intake import Intake
+from consumer.lone import Lone, suspect
 from consumer.metrics import Metrics
 from consumer.scratch import Scratch
 from consumer.settings import Settings
@@ -100,6 +101,21 @@ class Flow:
         self._condemned = Condemned()
         self._faults = Faults(settings.retry_max_s)
         self._failpoints = Failpoints(settings.failpoints, lambda: storage.pid)
+        self._lone = Lone(
+            settings,
+            storage,
+            self._inbox,
+            self.assembler,
+            self._handles,
+            self._faults,
+            self._held,
+            metrics,
+            paused=lambda store: self._faulty(store, clock()),
+            park=self._park,
+            failed=self._failed,
+            advance=self.advance,
+            clock=clock,
+        )
         self._intake = Intake(
             self._inbox,
             self.assembler,
@@ -107,6 +123,7 @@ class Flow:
             self._condemned,
             metrics,
             max_bytes=settings.max_message_bytes,
+            lets_in=self._lone.lets_in,
             park=self._park,
             before=partial(self._failpoints.reach, PLACE),
             clock=clock,
@@ -120,7 +137,7 @@ class Flow:
 
     def deliver(self, delivery: Delivery, body: bytes) -> None:
         """Take a delivery."""
-        held = Held(delivery, self._clock())
+        held = Held(delivery, self._clock(), fingerprint=suspect(delivery, body))
         self._held[delivery.id] = held
         self._metrics.deliveries.inc()
         self._metrics.redeliveries.inc(delivery.count > 0)
@@ -145,6 +162,7 @@ class Flow:
             if handle.array is not None:
                 self._storage.close_array(handle.key)
         self._handles.reopen_all()
+        self._lone.lost()
         self._held.clear()
         self._intake.starved = False
 
@@ -162,6 +180,8 @@ class Flow:
                     self._inbox.load()
                 self._open_arrays()
                 self._start_writes()
+                if not self._draining:
+                    self._lone.advance()
         finally:
             self._advancing = False
 
@@ -205,8 +225,14 @@ class Flow:
         busy = self.assembler.open_blocks or self._parking or self._announcer.busy
         return not busy
 
+    @property
+    def idle(self) -> bool:
+        """Whether no delivery is held."""
+        return not self._held
+
     def close(self) -> None:
         """Let go of every array."""
+        self._lone.end()
         for handle in self._handles:
             self._storage.close_array(handle.key)
 
@@ -279,7 +305,7 @@ class Flow:
             write = self.assembler.next_write(
                 now,
                 pressure=self._intake.starved or self._prefetch_exhausted(),
-                drain=self._draining,
+                drain=self._draining or self._lone.flushes,
                 idle=self._look_for_idle,
                 paused=lambda array: self._paused(array, now),
             )
@@ -301,7 +327,8 @@ class Flow:
         return self._handles.opened(array) is None or self._faulty(array.store, now)
 
     def _faulty(self, store: str, now: float) -> bool:
-        return not self._storage.root_writable or self._faults.paused(store, now)
+        paused = self._faults.paused(store, now) or self._lone.leaves_alone(store)
+        return paused or not self._storage.root_writable
 
     def _written(
         self,
@@ -416,6 +443,7 @@ class Flow:
             self._parking.discard(held.delivery.id)
             return
         self._metrics.parked.labels(reason=reason).inc()
+        self._lone.note_parked(held)
         done = partial(self._settle_parked, held.delivery.id)
         handle = self._handles.find(key_of(outline)) if outline else None
         if outline and handle and handle.array:

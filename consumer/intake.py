@@ -25,6 +25,8 @@ class Intake:
     ----------
     max_bytes : int
         The largest body, as sent and decompressed.
+    lets_in : callable
+        Whether the head of the inbox may be placed now.
     park : callable
         Takes a delivery that has left the inbox and can never be written.
     before : callable
@@ -47,6 +49,7 @@ class Intake:
         metrics: Metrics,
         *,
         max_bytes: int,
+        lets_in: Callable[[Held], bool],
         park: Callable[[Held, ParkError], None],
         before: Callable[[bytes], None],
         clock: Callable[[], float],
@@ -57,6 +60,7 @@ class Intake:
         self._condemned = condemned
         self._metrics = metrics
         self._max_bytes = max_bytes
+        self._lets_in = lets_in
         self._park = park
         self._before = before
         self._clock = clock
@@ -65,23 +69,22 @@ class Intake:
     def take(self) -> None:
         """Take in all that there is room for."""
         self.starved = False
-        while (held := self._inbox.head()) is not None:
+        while (held := self._inbox.head()) is not None and self._lets_in(held):
             try:
                 gone = self._place(held)
             except ParkError as error:
-                self.refuse(held, error)
+                self._refuse(held, error)
                 continue
             except Exception as error:
                 log.exception("unexpected error while placing a message")
-                self.refuse(held, Unexpected(f"{type(error).__name__}: {error}"))
+                self._refuse(held, Unexpected(f"{type(error).__name__}: {error}"))
                 continue
             if not gone:
                 self.starved = True
                 return
             self._inbox.pop()
 
-    def refuse(self, held: Held, error: ParkError) -> None:
-        """Have the head of the inbox parked."""
+    def _refuse(self, held: Held, error: ParkError) -> None:
         self._inbox.pop()
         self._assembler.forget([held.delivery.id])
         self._park(held, error)

@@ -105,6 +105,7 @@ class Service:
         if self._signalled and not self._health.draining:
             self._drain()
         self._flow.tick()
+        self._broker.watch(idle=self._flow.idle)
         self._probe(now)
         if self._ended(now):
             self._loop.stop()

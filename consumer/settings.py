@@ -101,6 +101,19 @@ class Settings(Access):
         1800.0, description="The broker's consumer_timeout, seconds."
     )
 
+    stalled_s: Seconds = Field(
+        60.0,
+        description="When nothing came for so long and nothing is held, the broker is asked "
+        "whether messages wait, seconds.",
+    )
+    lone_attempts: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="A message is parked when so many consumers were killed while they handled it "
+        "alone.",
+    )
+
     max_age_s: Seconds = Field(
         300.0,
         description="A block is written before its oldest delivery is older, seconds; "

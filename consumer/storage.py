@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +31,7 @@ from consumer.blocks import ArrayKey, StoredArray, Write
 from consumer.budget import KNOWN_SHARE
 from consumer.coverage import Box
 from consumer.errors import ConsumerError, StopError, WriterLost
+from consumer.journal import Begun
 from consumer.message import Outline
 from consumer.placement import BlockIndex
 from consumer.settings import Settings
@@ -64,6 +65,8 @@ class Setup:
     memory_bytes: int
     failpoints: str
     owner: int
+    consumer_name: str
+    lone_attempts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,22 @@ class Probe:
     """Try whether the root can be written."""
 
 
-Request: TypeAlias = Open | Allow | WriteBlock | Remark | Close | Probe
+@dataclass(frozen=True, slots=True)
+class BeginLone:
+    """Note durably that the first of some messages are handled alone; see `consumer.journal`."""
+
+    fingerprints: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class EndLone:
+    """Note that a lone handling has ended in order, and which messages come no more."""
+
+    entry: str
+    settled: Sequence[str]
+
+
+Request: TypeAlias = Open | Allow | WriteBlock | Remark | Close | Probe | BeginLone | EndLone
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +313,14 @@ class Storage:
         """Try whether the root can be written."""
         self._ask(Probe(), done)
 
+    def begin_lone(self, fingerprints: Sequence[str], done: Done[Begun]) -> None:
+        """Note that the first of some messages are handled alone; see `Begun`."""
+        self._ask(BeginLone(fingerprints), done)
+
+    def end_lone(self, entry: str, settled: Sequence[str]) -> None:
+        """Note that a lone handling has ended; see `EndLone`."""
+        self._ask(EndLone(entry, settled), _log_error)
+
     def close(self) -> None:
         """End the writer process, whatever it does."""
         self._closed = True
@@ -380,6 +406,8 @@ def _setup(settings: Settings, arena: Arena) -> Setup:
         arena.nbytes,
         settings.failpoints,
         os.getpid(),
+        settings.consumer_name,
+        settings.lone_attempts,
     )
 
 
@@ -389,4 +417,7 @@ def _named(code: int) -> str:
 
 def _log_error(_result: object, error: ConsumerError | None) -> None:
     if error is not None:
-        log.warning("a store could not be released", extra={"error": str(error)})
+        log.warning(
+            "a store could not be released, or the journal not be written",
+            extra={"error": str(error)},
+        )

@@ -18,9 +18,13 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+ENCODE, DISK, JOURNAL = "encode", "disk", "journal"
+
 
 class Workers:
-    """Threads of two kinds: those that encode keep the processor busy, the others wait for disks.
+    """Threads in three lanes: those that encode keep the processor busy, the others wait for disks.
+
+    Of the journal one thing is done after the other.
 
     Parameters
     ----------
@@ -33,13 +37,15 @@ class Workers:
     def __init__(self, count: int, root: Path, post: Callable[[Callable[[], None]], None]) -> None:
         self._root = root
         self._post = post
-        self._encoders = ThreadPoolExecutor(count, thread_name_prefix="encode")
-        self._others = ThreadPoolExecutor(count + 1, thread_name_prefix="worker")
+        counts = {ENCODE: count, DISK: count + 1, JOURNAL: 1}
+        self._lanes = {
+            lane: ThreadPoolExecutor(threads, thread_name_prefix=lane)
+            for lane, threads in counts.items()
+        }
 
-    def run(self, work: Callable[[], Result], done: Done[Result], *, encodes: bool = False) -> None:
+    def run(self, work: Callable[[], Result], done: Done[Result], *, lane: str = DISK) -> None:
         """Have work done; `done` is called on the owning thread."""
-        threads = self._encoders if encodes else self._others
-        future = threads.submit(self.translated, work)
+        future = self._lanes[lane].submit(self.translated, work)
         future.add_done_callback(lambda ended: self._post(partial(_ended, ended, done)))
 
     def translated(self, work: Callable[[], Result]) -> Result:

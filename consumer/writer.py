@@ -36,6 +36,7 @@ from consumer.commit import probe
 from consumer.coverage import Box
 from consumer.errors import ConsumerError, Fenced
 from consumer.failpoints import Failpoints
+from consumer.journal import Journal
 from consumer.ledger_files import load
 from consumer.ledger_format import Header
 from consumer.placement import BlockIndex
@@ -43,8 +44,10 @@ from consumer.rounds import Encoded, WritableArray, commit, encode, now_ms, unan
 from consumer.storage import (
     Allow,
     Answer,
+    BeginLone,
     Close,
     Done,
+    EndLone,
     Open,
     Opened,
     Probe,
@@ -54,7 +57,7 @@ from consumer.storage import (
     WriteBlock,
     Written,
 )
-from consumer.workers import Workers
+from consumer.workers import ENCODE, JOURNAL, Workers
 
 log = logging.getLogger(__name__)
 
@@ -113,9 +116,17 @@ class Writer:
         self._workers = Workers(setup.workers, setup.output_root, self._events.put)
         self._stores: dict[str, _Tenure] = {}
         self._failpoints = Failpoints(setup.failpoints, lambda: setup.owner)
+        self._journal = Journal(
+            setup.output_root,
+            by=setup.consumer_name,
+            attempts=setup.lone_attempts,
+            file_mode=setup.file_mode,
+            folder_mode=setup.folder_mode,
+        )
 
     def run(self) -> None:
         """Do what comes; never returns."""
+        self._workers.run(self._journal.sweep, lambda _result, _error: None, lane=JOURNAL)
         while True:
             self._events.get()()
 
@@ -140,6 +151,10 @@ class Writer:
                 self._close(array, done)
             case Probe():
                 self._workers.run(partial(probe, self._setup.output_root), done)
+            case BeginLone(fingerprints):
+                self._workers.run(partial(self._journal.begin, fingerprints), done, lane=JOURNAL)
+            case EndLone(entry, settled):
+                self._workers.run(partial(self._journal.end, entry, settled), done, lane=JOURNAL)
 
     # -- stores and arrays ----------------------------------------------------------------------
 
@@ -272,7 +287,7 @@ class Writer:
         self._workers.run(
             partial(encode, array, request, buffer),
             partial(self._encoded, tenure, done),
-            encodes=True,
+            lane=ENCODE,
         )
 
     def _share_out(self) -> int:

@@ -60,6 +60,9 @@ def test_random_histories_keep_the_invariants() -> None:
         "fault: write fails",
         "fault: write hangs",
         "gives everything back",
+        "1 are handled alone",
+        "4 are handled alone",
+        "cut short",
         "is restarted",
     ],
 )

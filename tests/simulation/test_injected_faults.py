@@ -14,6 +14,7 @@ from consumer.assembler import Assembler
 from consumer.blocks import ArrayKey, Block, DeliveryId, Reason, Write
 from consumer.coverage import Box, Coverage
 from consumer.flow import Flow
+from consumer.lone import Lone
 from consumer.storage import Written
 
 SEEDS_UNTIL_FOUND = 2000
@@ -159,6 +160,20 @@ def test_forgetting_a_delivery_on_flush_is_found(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Assembler, "wrote", forgetful)
     assert _found("stuck")
+
+
+@pytest.mark.parametrize("waits_for", ["what came before", "its own end"])
+def test_handling_suspects_together_with_others_is_found(
+    monkeypatch: pytest.MonkeyPatch, waits_for: str
+) -> None:
+    if waits_for == "what came before":
+        monkeypatch.setattr(Lone, "_is_under_way", lambda _self: False)
+    else:
+        lets_in = Lone.lets_in
+        monkeypatch.setattr(
+            Lone, "lets_in", lambda self, held: bool(self._batch) or lets_in(self, held)
+        )
+    assert _found("not alone")
 
 
 # Of about 20 messages, 50 tiles and 70 events, at most 5, 6 and 27 were left in 80 histories.

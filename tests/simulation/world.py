@@ -11,7 +11,7 @@ written, so that everything must get done.
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
@@ -36,6 +36,8 @@ from consumer.errors import ConsumerError, Fenced, ParkError, StopError, Storage
 from consumer.flow import Flow
 from consumer.inbox import Held
 from consumer.intake import Intake
+from consumer.journal import Begun, together
+from consumer.lone import suspect
 from consumer.message import Message
 from consumer.metrics import Metrics
 from consumer.placement import Layout
@@ -164,12 +166,19 @@ class World:
         self.arrays = {x.key: array for x, array in _model_arrays(self.plan)}
         self.queue: deque[Post] = deque()
         self.unacked: dict[DeliveryId, Post] = {}
+        self.suspects: dict[DeliveryId, str | None] = {}
         self.jobs: list[Job] = []
         # The epoch of each store that is taken, and those in which may be committed.
         self.taken: dict[str, str] = {}
         self.allowed: set[str] = set()
+        # What is handled alone, or was when a process ended; and what the writer is asked for it.
+        self.journal: dict[str, Sequence[str]] = {}
+        self.asked_alone: deque[Callable[[], None]] = deque()
+        self.cut_short: set[str] = set()
+        self.alone: set[str] | None = None
+        self.quiet_at = self.now
         self.posted: deque[Callable[[], None]] = deque()
-        self.channel = self._tag = self._fuse = self._epoch = 0
+        self.channel = self._tag = self._fuse = self._epoch = self._entry = 0
         self.faults: list[str] = []
         self.log: list[str] = []
         self._events: dict[str, Callable[[], None]] = {
@@ -217,7 +226,7 @@ class World:
         likely = {"tick": plan.time_pace, "publish": 4.0 if self.unsent else 0.5}
         if self.queue and len(self.unacked) < plan.settings.prefetch_count:
             likely["deliver"] = 8.0
-        if self.jobs:
+        if self.jobs or self.asked_alone:
             likely["finish"] = plan.workers_pace
         if missing and (self.unacked or self.jobs):
             likely |= dict.fromkeys(_FAULTS, 0.25)
@@ -232,6 +241,8 @@ class World:
         except Died:
             self._note_fault("crash")
             self._start_anew()
+        if not self.jobs:
+            self.quiet_at = self.now
         self._check_budget()
 
     def _end_quietly(self) -> None:
@@ -242,7 +253,7 @@ class World:
                 self._do(Event("publish", 0))
             elif self.queue and len(self.unacked) < self.plan.settings.prefetch_count:
                 self._do(Event("deliver", 0))
-            elif self._at_work():
+            elif self._at_work() or self.asked_alone:
                 self._do(Event("finish", 0))
             elif self.unacked or self.jobs:
                 self._do(quiet)
@@ -279,7 +290,9 @@ class World:
         self.unacked[identity] = post
         self.log.append(f"deliver {letter.number}, {_times(post.count)}")
         properties = SimpleNamespace(message_id=None, app_id=None, meant=letter.message)
-        self.flow.deliver(Delivery(identity, letter.envelope, properties, post.count), letter.body)
+        delivery = Delivery(identity, letter.envelope, properties, post.count)
+        self.suspects[identity] = suspect(delivery, letter.body)
+        self.flow.deliver(delivery, letter.body)
 
     def _at_work(self) -> list[Job]:
         return [job for job in self.jobs if job.hangs_until <= self.now and self._may_end(job)]
@@ -292,6 +305,9 @@ class World:
 
     def _finish(self) -> None:
         ready = self._at_work()
+        if self.asked_alone and not (ready and self.number.below(2)):
+            self.asked_alone.popleft()()
+            return
         if not ready:
             return
         job = self._one_of(ready)
@@ -376,6 +392,11 @@ class World:
             if job.write is not None:
                 job.commit(self.number.below(len(job.files) + 1))
         self.jobs.clear()
+        self.asked_alone.clear()
+        self.cut_short = set(self.journal)
+        if self.alone is not None:
+            self.log.append("what was handled alone is cut short")
+        self.alone = None
         self.taken.clear()
         self.allowed.clear()
         self.posted.clear()
@@ -457,6 +478,9 @@ class World:
         self._call()
         if any(job.write is not None and job.write.key == write.key for job in self.jobs):
             raise Violation("two writes of a block at once", f"{write.key}")
+        written_for = {self.suspects[identity] for identity in write.deliveries}
+        if self.alone is not None and not written_for <= self.alone:
+            raise Violation("not alone", f"{write.key} is written for others too")
         job = Job(self.arrays[write.key.array], write, done)
         self.log.append(f"begin {job}, {write.reason}{', merged' * write.merge}")
         self.jobs.append(job)
@@ -476,6 +500,37 @@ class World:
         """Let writes to a store end, where the epoch is not over."""
         if self.taken.get(store) == epoch:
             self.allowed.add(store)
+
+    def begin_lone(self, fingerprints: Sequence[str], done: Callable[..., None]) -> None:
+        """Note what is handled alone, later, unless that fails."""
+        self._call()
+        if self.jobs and self.now - self.quiet_at <= self.plan.settings.max_age_s:
+            raise Violation("not alone", "something else is under way")
+        waited_for_all = not self.jobs
+        fails = self.number.below(8) == 1
+
+        def begin() -> None:
+            if fails:
+                done(None, StorageFault("the journal cannot be written"))
+                return
+            attempts = self.plan.settings.lone_attempts
+            count = together(fingerprints, self.journal.values(), attempts)
+            self.log.append(f"{count} are handled alone")
+            self._entry += 1
+            self.journal[str(self._entry)] = fingerprints[:count]
+            self.alone = set(fingerprints[:count]) if waited_for_all else None
+            done(Begun(count, str(self._entry), False), None)
+
+        self.asked_alone.append(begin)
+
+    def end_lone(self, entry: str, settled: Sequence[str]) -> None:
+        """Note that it has ended in order."""
+        self._call()
+        self.journal.pop(entry, None)
+        for name, each in list(self.journal.items()):
+            if len(each) == 1 and each[0] in settled:
+                del self.journal[name]
+        self.alone = None
 
     # -- the process ----------------------------------------------------------------------------
 
@@ -522,6 +577,8 @@ class World:
                     "changed outside every crop" if outside else "not what a tile put there",
                     f"{wrong.size} voxels of {array.key.path}, the first at {first}",
                 )
+        if not self.journal.keys() <= self.cut_short:
+            raise Violation("counted as cut short", "though it was not")
         held = self.flow.budget.held
         if held["bodies"] or held["blocks"] or held["encoding"] or self.flow.assembler.open_blocks:
             raise Violation("held at the end", f"{held}")

@@ -19,6 +19,7 @@ PURE = (
     "placement",
     "runs",
     "stored",
+    "watchdog",
 )
 
 
