@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
-import pika
 from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 
@@ -23,7 +22,7 @@ from consumer.blocks import DeliveryId
 from consumer.connection import Connection, prepare_pika
 from consumer.copies import republishable
 from consumer.errors import ParkError
-from consumer.events import CONTENT_TYPE, Event
+from consumer.events import Event
 from consumer.message import Envelope
 from consumer.metrics import Metrics
 from consumer.outgoing import Letter, Outgoing
@@ -204,18 +203,7 @@ class Broker:
 
     def announce(self, event: Event, done: Callable[[bool], None]) -> None:
         """Publish an event; `done` is told when the broker has taken it."""
-        properties = pika.BasicProperties(
-            content_type=CONTENT_TYPE,
-            delivery_mode=2,
-            type=event.event,
-            message_id=event.identity,
-            app_id=self._settings.consumer_name,
-            timestamp=int(time.time()),
-        )
-        body = event.model_dump_json(exclude_none=True).encode()
-        exchange = self._topology.events.name
-        letter = Letter("announce", exchange, event.routing_key, body, properties, done)
-        self._outgoing.publish(letter)
+        self._outgoing.announce(event, self._topology.events.name, done)
 
     def round_trip(self, done: Callable[[bool], None]) -> None:
         """Ask the broker something; `done` is told whether it answered while it delivers to us.

@@ -27,14 +27,16 @@ from consumer.errors import (
 )
 from consumer.failpoints import ACKNOWLEDGE, PLACE, Failpoints
 from consumer.faults import Condemned, Faults
-from consumer.handles import Handle, Handles, key_of
+from consumer.handles import Handle, Handles
 from consumer.inbox import Held, Inbox
 from consumer.intake import Intake
 from consumer.lone import Lone, suspect
 from consumer.metrics import Metrics
+from consumer.refusals import Refusals
+from consumer.requests import Opened, Written
 from consumer.scratch import Scratch
 from consumer.settings import Settings
-from consumer.storage import Opened, Storage, Written
+from consumer.storage import Storage
 
 # So many that workers encode while others wait for the disk.
 WRITES_PER_WORKER = 4
@@ -97,10 +99,19 @@ class Flow:
             broker, storage, self._acknowledge, interval_s=settings.progress_s
         )
         self._held: dict[DeliveryId, Held] = {}
-        self._parking: set[DeliveryId] = set()
         self._condemned = Condemned()
         self._faults = Faults(settings.retry_max_s)
         self._failpoints = Failpoints(settings.failpoints, lambda: storage.pid)
+        self._refusals = Refusals(
+            broker,
+            storage,
+            self._inbox,
+            self._handles,
+            self._held,
+            metrics,
+            parked=self._note_parked,
+            advance=self.advance,
+        )
         self._lone = Lone(
             settings,
             storage,
@@ -111,7 +122,7 @@ class Flow:
             self._held,
             metrics,
             paused=lambda store: self._faulty(store, clock()),
-            park=self._park,
+            park=self._refusals.park,
             failed=self._failed,
             advance=self.advance,
             clock=clock,
@@ -124,7 +135,7 @@ class Flow:
             metrics,
             max_bytes=settings.max_message_bytes,
             lets_in=self._lone.lets_in,
-            park=self._park,
+            park=self._refusals.park,
             before=partial(self._failpoints.reach, PLACE),
             clock=clock,
         )
@@ -222,7 +233,7 @@ class Flow:
     @property
     def drained(self) -> bool:
         """Whether nothing is left that could be written, parked or announced."""
-        busy = self.assembler.open_blocks or self._parking or self._announcer.busy
+        busy = self.assembler.open_blocks or self._refusals.busy or self._announcer.busy
         return not busy
 
     @property
@@ -294,7 +305,7 @@ class Flow:
         elif isinstance(error, ParkError) and opened_for is not None:
             # Where the channel was lost meanwhile, the message comes again and is refused then.
             if handle.waiting and handle.waiting[0] is opened_for:
-                self._park(handle.waiting.popleft(), error)
+                self._refusals.park(handle.waiting.popleft(), error)
         elif error is not None:
             self._failed(handle.key.store, "open", error)
         self.advance()
@@ -419,46 +430,8 @@ class Flow:
         self._metrics.latency_seconds.observe(max(0.0, now - sent))
         self._metrics.last_acknowledged.set(now)
 
-    def _park(self, held: Held, error: ParkError) -> None:
-        delivery = held.delivery
-        log.warning(
-            "message parked",
-            extra={
-                "reason": error.reason,
-                "detail": str(error),
-                "routing_key": delivery.envelope.routing_key,
-                "message_id": delivery.properties.message_id,
-                "app_id": delivery.properties.app_id,
-            },
-        )
-        assert held.body is not None
-        self._inbox.forget_decoded(held)
-        self._parking.add(delivery.id)
-        self._broker.park(delivery, held.body, error, partial(self._parked, held, error.reason))
-
-    def _parked(self, held: Held, reason: str, confirmed: bool) -> None:
-        outline = held.outline
-        self._inbox.release(held)
-        if not confirmed:
-            self._parking.discard(held.delivery.id)
-            return
-        self._metrics.parked.labels(reason=reason).inc()
+    def _note_parked(self, held: Held) -> None:
         self._lone.note_parked(held)
-        done = partial(self._settle_parked, held.delivery.id)
-        handle = self._handles.find(key_of(outline)) if outline else None
-        if outline and handle and handle.array:
-            # Whoever waits for the array learns so that something of it will not come.
-            self._storage.remark(handle.key, done, parked=len(outline.boxes))
-        else:
-            done(None, None)
-
-    def _settle_parked(
-        self, identity: DeliveryId, _written: Written | None, _error: ConsumerError | None
-    ) -> None:
-        self._parking.discard(identity)
-        if self._held.pop(identity, None) is not None:
-            self._broker.acknowledge(identity)
-        self.advance()
 
     def _give_up(self, reason: str) -> None:
         """Let the broker deliver everything again."""

@@ -17,7 +17,7 @@ from consumer.arrays import OpenArray
 from consumer.coverage import Box, Coverage
 from consumer.encoder import Objects, size, touched_files
 from consumer.ledger import Files, Ledger
-from consumer.storage import Remark, WriteBlock, Written
+from consumer.requests import Remark, WriteBlock, Written
 
 
 @dataclass(frozen=True, slots=True)

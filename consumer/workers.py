@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from consumer.commit import probe
 from consumer.errors import ConsumerError, StorageFault, Unexpected, from_os_error
-from consumer.storage import Done
+from consumer.requests import Done
 
 log = logging.getLogger(__name__)
 

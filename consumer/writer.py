@@ -40,8 +40,7 @@ from consumer.journal import Journal
 from consumer.ledger_files import load
 from consumer.ledger_format import Header
 from consumer.placement import BlockIndex
-from consumer.rounds import Encoded, WritableArray, commit, encode, now_ms, unannounced
-from consumer.storage import (
+from consumer.requests import (
     Allow,
     Answer,
     BeginLone,
@@ -57,6 +56,7 @@ from consumer.storage import (
     WriteBlock,
     Written,
 )
+from consumer.rounds import Encoded, WritableArray, commit, encode, now_ms, unannounced
 from consumer.workers import ENCODE, JOURNAL, Workers
 
 log = logging.getLogger(__name__)

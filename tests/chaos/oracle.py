@@ -149,12 +149,16 @@ def _split(name: Path) -> tuple[Path, bool]:
 
 
 def _leftovers(state: Path) -> Found:
-    """Count files but those of ledgers, and tenures, below the consumer's own folder."""
+    """Count tenures and files below the consumer's own folder, but for ledgers.
+
+    And what the journal says of kills: a day long.
+    """
     found = Found()
     for path in sorted(state.rglob("*")):
         inside = path.relative_to(state).parts
         tenure = path.is_dir() and path.parent.name in _TENURES
-        if tenure or (path.is_file() and "ledger" not in inside):
+        kept = "ledger" in inside or inside[0] == "lone"
+        if tenure or (path.is_file() and not kept):
             found += Found(leftovers=1, notes=[f"{STATE_FOLDER}/{Path(*inside)} is left over"])
     return found
 

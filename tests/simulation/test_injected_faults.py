@@ -15,7 +15,7 @@ from consumer.blocks import ArrayKey, Block, DeliveryId, Reason, Write
 from consumer.coverage import Box, Coverage
 from consumer.flow import Flow
 from consumer.lone import Lone
-from consumer.storage import Written
+from consumer.requests import Written
 
 SEEDS_UNTIL_FOUND = 2000
 

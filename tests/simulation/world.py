@@ -41,8 +41,8 @@ from consumer.lone import suspect
 from consumer.message import Message
 from consumer.metrics import Metrics
 from consumer.placement import Layout
+from consumer.requests import Opened, Written
 from consumer.scratch import Stored
-from consumer.storage import Opened, Written
 
 UNTOUCHED = 0xFFFFFFFF
 # What stands in memory that nobody has written yet.

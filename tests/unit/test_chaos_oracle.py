@@ -106,6 +106,7 @@ def test_files_that_nobody_asked_for_are_foreign(root: Path, name: str) -> None:
         (f"{STATE}/fenced/1-ab/0", 2),
         (f"{STATE}/staging/ab/0", 2),
         (".tiles/probe-ab", 1),
+        (".tiles/lone/ab.json", 0),
     ],
 )
 def test_what_a_tenure_left_behind_is_left_over(root: Path, name: str, count: int) -> None:
