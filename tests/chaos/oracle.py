@@ -19,7 +19,8 @@ from faults import Image
 
 STATE_FOLDER = ".tiles"
 # Folders of these names hold one entry for each tenure that was not let go.
-_TENURES = ("epochs", "fenced", "staging")
+_TENURES = ("epochs", "fenced")
+_JOURNAL = "lone"
 
 Confirmed: TypeAlias = Mapping[Image, Collection[Place]]
 
@@ -149,18 +150,22 @@ def _split(name: Path) -> tuple[Path, bool]:
 
 
 def _leftovers(state: Path) -> Found:
-    """Count tenures and files below the consumer's own folder, but for ledgers.
+    """Count files and tenures below the consumer's own folder that should be gone by now.
 
-    And what the journal says of kills: a day long.
+    Ledgers stay; and what the journal says of a handling that was cut short, it says for a day.
     """
     found = Found()
     for path in sorted(state.rglob("*")):
         inside = path.relative_to(state).parts
         tenure = path.is_dir() and path.parent.name in _TENURES
-        kept = "ledger" in inside or inside[0] == "lone"
-        if tenure or (path.is_file() and not kept):
+        if tenure or (path.is_file() and not _is_kept(inside)):
             found += Found(leftovers=1, notes=[f"{STATE_FOLDER}/{Path(*inside)} is left over"])
     return found
+
+
+def _is_kept(inside: tuple[str, ...]) -> bool:
+    journal = inside[0] == _JOURNAL and inside[-1].endswith(".json")
+    return journal or "ledger" in inside
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -17,7 +17,6 @@ from bad_messages import (
     said,
     unchecked,
 )
-from chaos import product
 from chaos.crashes import kill_one
 from chaos.images import tiles
 from chaos.oracle import snapshot
@@ -41,13 +40,12 @@ def poison(stage: Stage, count: int) -> None:
     stage.kept = snapshot(stage.folder)
     fleet = stage.add_fleet()
     bad |= _published(_conflicts())
-    if product.handles_killers():
-        bad |= _published([_killer()])
-        fleet.reviving = True
-        for consumer in fleet.consumers:
-            stage.arm(consumer, f"place=kill:{_KILLER}")
-    else:
-        stage.notes.append("no message that kills: the product takes it for ever")
+    killer = _killer()
+    stage.deadly.add(killer.message_id)
+    bad |= _published([killer])
+    fleet.reviving = True
+    for consumer in fleet.consumers:
+        stage.arm(consumer, f"place=kill:{_KILLER}")
     fleet.start()
     stage.bad |= bad
     bound = [(_BOUND, place) for place in _BOUND.places()]

@@ -1,7 +1,6 @@
 """What scenarios need of the product beyond its settings."""
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 from consumer.blocks import ArrayKey
@@ -26,11 +25,6 @@ class NotRun(Exception):
 
 class NoLedger(Exception):
     """An array without a ledger, or with one that cannot be read."""
-
-
-def handles_killers() -> bool:
-    """Whether a message that kills whoever takes it is parked some time."""
-    return find_spec("consumer.lone") is not None
 
 
 def missing(root: Path, store: str, array: str) -> Iterator[tuple[slice, ...]]:

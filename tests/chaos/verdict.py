@@ -83,13 +83,17 @@ def finish(stage: Stage) -> Row:
 def _settle(stage: Stage, fleet: Fleet) -> None:
     """Wait until all is settled, with every store taken once more, which sweeps what crashes left.
 
-    A tile of each store and every bad message are published again for that: after the last fault.
+    A tile of each store and every bad message are published again for that: after the last fault,
+    which a deadly one is.
     """
     try:
-        again = [publish_tile(stage.oracle, tile) for tile in _one_of_each_store(stage)]
-        stage.send([*again, *stage.bad.values()], prefix=fleet.prefix)
-        with Channel(stage.broker, fleet.prefix) as channel:
-            fleet.wait_done(channel, _PATIENCE_S)
+        deadly = [stage.bad[identity] for identity in sorted(stage.deadly)]
+        bad = [publish for identity, publish in stage.bad.items() if identity not in stage.deadly]
+        good = [publish_tile(stage.oracle, tile) for tile in _one_of_each_store(stage)]
+        for again in [deadly, good + bad] if deadly else [good + bad]:
+            stage.send(again, prefix=fleet.prefix)
+            with Channel(stage.broker, fleet.prefix) as channel:
+                fleet.wait_done(channel, _PATIENCE_S)
     except (AssertionError, AMQPError) as error:
         stage.problems.append(f"not all was settled: {error}")
 

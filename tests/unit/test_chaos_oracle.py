@@ -104,14 +104,19 @@ def test_files_that_nobody_asked_for_are_foreign(root: Path, name: str) -> None:
     [
         (f"{STATE}/epochs/1-ab/0", 2),
         (f"{STATE}/fenced/1-ab/0", 2),
-        (f"{STATE}/staging/ab/0", 2),
         (".tiles/probe-ab", 1),
         (".tiles/lone/ab.json", 0),
+        (".tiles/lone/ab.part", 1),
     ],
 )
 def test_what_a_tenure_left_behind_is_left_over(root: Path, name: str, count: int) -> None:
     put(root / name)
     assert figures(root) == (0, 0, 0, count)
+
+
+def test_what_is_noted_of_messages_that_kill_stays(root: Path) -> None:
+    put(root / ".tiles/lone/ab.json")
+    assert figures(root) == (0, 0, 0, 0)
 
 
 def test_what_lay_there_before_is_nobodys(root: Path) -> None:
