@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from pydantic_settings import CLI_SUPPRESS
+
 from consumer import logs, service, settings
 from consumer.commands import access
 from consumer.commands.parser import CommandParser
@@ -38,8 +40,11 @@ def _parser() -> CommandParser:
         usage="consumer run --output-root FOLDER [OPTIONS]",
         examples=("consumer run --output-root /data/predictions --hosts rabbitmq:5672",),
     )
-    fields = Settings.model_fields
-    own = {name: field for name, field in fields.items() if name not in Access.model_fields}
+    own = {
+        name: field
+        for name, field in Settings.model_fields.items()
+        if name not in Access.model_fields and CLI_SUPPRESS not in field.metadata
+    }
     access.add_group(parser, "service", "What is written, and with how much of what.", own)
     access.add_group(parser, "RabbitMQ", "How to reach it.", Access.model_fields)
     return parser
