@@ -248,7 +248,6 @@ METRICS = {
     "end-to-end latency": "tiles_end_to_end_seconds_count",
     "store opens": "tiles_store_opens_total",
     "array opens": "tiles_array_opens_total",
-    "open arrays": "tiles_open_arrays",
     "write amplification": "tiles_write_amplification_ratio",
     "subscribed": "tiles_subscribed",
     "root writable": "tiles_root_writable",

@@ -129,6 +129,7 @@ def test_progress_is_announced(
         progress = [ArrayProgress(**body) for body in events.wait("array.progress", 3)]
         assert [each.filled_voxels for each in progress] == [TILE**2, 2 * TILE**2, 3 * TILE**2]
         assert {each.total_voxels for each in progress} == {SIDE**2}
+        assert consumer.metrics()["tiles_open_arrays"] == 1
         assert consumer.stop() == 0
 
 
