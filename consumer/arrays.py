@@ -83,6 +83,11 @@ class Metadata:
         # Equal as long as the file is the one that was read; None where there is none.
         self._stamp = _stamp(self._folder)
 
+    @property
+    def made(self) -> bool:
+        """Whether there is nothing to be made."""
+        return not self._unmade
+
     def stands(self) -> bool:
         """Whether the file is still there, or still to be made, and not another."""
         return _stamp(self._folder) == self._stamp
@@ -145,6 +150,8 @@ class ReadableArray(StoredArray):
         UnsafePath
             Where a symbolic link stands on the way to one.
         """
+        if not self.metadata.made:
+            return np.full(box.shape, self.array.fill_value, self.layout.dtype)
         refuse_links(self._paths(box))
         with self._decoding(box):
             return np.array(self.array[box.slices], dtype=self.layout.dtype)
@@ -216,7 +223,8 @@ def open_store(
     path = root / key
     refuse_links(_between(root, path))
     commit = kind.take(root, key, file_mode=file_mode, folder_mode=folder_mode, step=step)
-    return Store(key, path, LocalStore(path), commit)
+    # One that may write would make the store's folders, with modes of its own.
+    return Store(key, path, LocalStore(path, read_only=True), commit)
 
 
 def open_array(
@@ -313,7 +321,7 @@ def _open(
 ) -> AnyArray | zarr.Group:
     try:
         source = MemoryStore({metadata_key(path): unmade[path]}) if unmade else store.reader
-        return zarr.open(source, path=path, mode="r" if store.reader.read_only else "r+")
+        return zarr.open(source, path=path, mode="r")
     except OSError:
         raise
     except Exception as error:
