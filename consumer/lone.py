@@ -130,8 +130,11 @@ class Lone:
         """Whether the head of the inbox may be placed now."""
         if not self._batch:
             return held.fingerprint is None
-        # What came earlier was let in before, and has waited for its array.
-        return held.delivery.id in self._members or held.delivery.id < self._earliest
+        if held.delivery.id in self._members:
+            return True
+        # What came earlier and was let in before has waited for its array, which is left alone.
+        store = held.outline.entry.store if held.outline else None
+        return held.delivery.id < self._earliest and store in self._left_alone
 
     def leaves_alone(self, store: str) -> bool:
         """Whether a store that failed before is not to be tried meanwhile."""
