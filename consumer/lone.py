@@ -202,6 +202,7 @@ class Lone:
         return waiting | self._assembler.stores
 
     def _begin(self) -> None:
+        self._waits_since = None
         self._asked = self._inbox.suspects(MOST_TOGETHER)
         self._left_alone = self._stores()
         fingerprints = [held.fingerprint for held in self._asked if held.fingerprint]
