@@ -69,6 +69,9 @@ Step = Callable[[str], None]
 LEDGER_FOLDER = "ledger"
 _EPOCHS_FOLDER = "epochs"
 _FENCED_FOLDER = "fenced"
+_PROBE = "probe-"
+# Older ones are of consumers that were killed meanwhile; one that hangs so long is begun anew.
+_PROBE_AGE_S = 60.0
 # So often is looked whether all earlier epochs are gone.
 _LOOKS = 100
 # A network file system says ESTALE of what somebody else removed.
@@ -341,12 +344,21 @@ def probe(root: Path) -> None:
 
 def _probe(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    first, second = (folder / f"probe-{secrets.token_hex(8)}" for _ in range(2))
+    first, second = (folder / f"{_PROBE}{secrets.token_hex(8)}" for _ in range(2))
     try:
         write_file(first, [b"probe"], 0o600)
         first.rename(second)
         sync_folder(folder)
+        _sweep_probes(folder, second.stat().st_mtime - _PROBE_AGE_S)
     finally:
         for path in (first, second):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _sweep_probes(folder: Path, before: float) -> None:
+    for name in listed(folder):
+        # It may be a store's folder; and others sweep too.
+        with contextlib.suppress(OSError):
+            if name.startswith(_PROBE) and (folder / name).lstat().st_mtime < before:
+                (folder / name).unlink()
