@@ -42,12 +42,12 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
-from consumer.errors import Fenced
+from consumer.errors import Fenced, ParkError
 from consumer.files import (
     Folders,
     despite_races,
@@ -148,6 +148,18 @@ class Commit:
         except OSError as error:
             if error.errno in _GONE:
                 raise Fenced(f"{self._name}: the epoch {self.epoch} is over") from None
+            raise
+
+    @contextlib.contextmanager
+    def judging(self) -> Iterator[None]:
+        """Raise Fenced instead of what speaks against a message where the epoch is over.
+
+        Then it was found while another had the store, who may have been writing just that.
+        """
+        try:
+            yield
+        except (ParkError, FileNotFoundError):
+            self.check()
             raise
 
     def commit(
