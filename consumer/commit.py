@@ -42,12 +42,12 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
-from consumer.errors import Fenced
+from consumer.errors import Fenced, ParkError
 from consumer.files import (
     Folders,
     despite_races,
@@ -69,6 +69,9 @@ Step = Callable[[str], None]
 LEDGER_FOLDER = "ledger"
 _EPOCHS_FOLDER = "epochs"
 _FENCED_FOLDER = "fenced"
+_PROBE = "probe-"
+# Older ones are of consumers that were killed meanwhile; one that hangs so long is begun anew.
+_PROBE_AGE_S = 60.0
 # So often is looked whether all earlier epochs are gone.
 _LOOKS = 100
 # A network file system says ESTALE of what somebody else removed.
@@ -145,6 +148,18 @@ class Commit:
         except OSError as error:
             if error.errno in _GONE:
                 raise Fenced(f"{self._name}: the epoch {self.epoch} is over") from None
+            raise
+
+    @contextlib.contextmanager
+    def judging(self) -> Iterator[None]:
+        """Raise Fenced instead of what speaks against a message where the epoch is over.
+
+        Then it was found while another had the store, who may have been writing just that.
+        """
+        try:
+            yield
+        except (ParkError, FileNotFoundError):
+            self.check()
             raise
 
     def commit(
@@ -341,12 +356,21 @@ def probe(root: Path) -> None:
 
 def _probe(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    first, second = (folder / f"probe-{secrets.token_hex(8)}" for _ in range(2))
+    first, second = (folder / f"{_PROBE}{secrets.token_hex(8)}" for _ in range(2))
     try:
         write_file(first, [b"probe"], 0o600)
         first.rename(second)
         sync_folder(folder)
+        _sweep_probes(folder, second.stat().st_mtime - _PROBE_AGE_S)
     finally:
         for path in (first, second):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _sweep_probes(folder: Path, before: float) -> None:
+    for name in listed(folder):
+        # It may be a store's folder; and others sweep too.
+        with contextlib.suppress(OSError):
+            if name.startswith(_PROBE) and (folder / name).lstat().st_mtime < before:
+                (folder / name).unlink()

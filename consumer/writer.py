@@ -204,13 +204,14 @@ class Writer:
             return known, {}
         # It may be opened again because somebody removed it.
         store.commit.forget_folders()
-        array = open_array(
-            store,
-            outline.entry,
-            outline.check,
-            write_empty_chunks=setup.write_empty_chunks,
-            max_block_bytes=request.max_block_bytes,
-        )
+        with store.commit.judging():
+            array = open_array(
+                store,
+                outline.entry,
+                outline.check,
+                write_empty_chunks=setup.write_empty_chunks,
+                max_block_bytes=request.max_block_bytes,
+            )
         fresh = Header.of(array.layout, array.ledger_id, outline.entry.axes, secrets.token_hex(8))
         ledger, damages = load(
             setup.output_root, array.key, fresh, now_ms(), setup.max_ledger_bytes

@@ -53,6 +53,8 @@ def sigterm(stage: Stage, count: int) -> None:
 def terminate_one(stage: Stage) -> None:
     """Tell a random consumer to stop under load, and start it again when it has ended well."""
     victim = stage.chance.choice(stage.fleet.consumers)
+    # Before it has got that far, the signal ends it as it ends any process.
+    victim.wait_ready()
     _some_more(stage)
     since = time.time()
     code = fleets.stopped(victim)
