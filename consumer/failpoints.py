@@ -12,7 +12,8 @@ it looks into a message, and `acknowledge` before it acknowledges one.
 At `place`, `stop` and `kill` may name bytes, as in `place=kill:words`: it happens only with a
 message whose body holds them. `#times` is how often it happens in one process at most.
 
-`fence=off` lets late writers write: whoever takes a store ends nobody's epoch.
+`fence=off` lets late writers write: whoever takes a store ends nobody's epoch. `sync=off` leaves it
+to the system when files and folders become durable.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from consumer.commit import Commit, Epochs, Step, no_step
 from consumer.files import Folders, despite_races
@@ -51,7 +52,7 @@ STEPS = (
     "release",
 )
 PLACE, ACKNOWLEDGE = "place", "acknowledge"
-FENCE_OFF = "fence=off"
+FENCE_OFF, SYNC_OFF = "fence=off", "sync=off"
 _NAMES = (*STEPS, PLACE, ACKNOWLEDGE)
 _SIGNALS = {"stop": signal.SIGSTOP, "kill": signal.SIGKILL}
 _FORM = re.compile(
@@ -117,19 +118,24 @@ class Failpoints:
 
     def __init__(self, text: str, other: Callable[[], int]) -> None:
         entries = [entry.strip() for entry in text.split(";") if entry.strip()]
-        self._fenced = FENCE_OFF not in entries
+        self._off = {FENCE_OFF, SYNC_OFF}.intersection(entries)
         self._other = other
         self._lock = threading.Lock()
         self._points: defaultdict[str, list[Failpoint]] = defaultdict(list)
         for entry in entries:
-            if entry != FENCE_OFF:
+            if entry not in self._off:
                 point = Failpoint.parse(entry)
                 self._points[point.name].append(point)
 
     @property
     def commit(self) -> type[Commit]:
         """How to take a store."""
-        return Commit if self._fenced else Unfenced
+        return Unfenced if FENCE_OFF in self._off else Commit
+
+    def switch_off(self) -> None:
+        """Do without syncing, in this process, where that is said."""
+        if SYNC_OFF in self._off:
+            os.fsync = _no_sync
 
     def reach(self, name: str, body: bytes = b"") -> None:
         """Let happen what is to happen at a step; `body`: of the message that is placed."""
@@ -159,6 +165,10 @@ class Failpoints:
             os.kill(self._other(), number)
         # To this thread: sent to the process, it would come a few steps later.
         signal.pthread_kill(threading.get_ident(), number)
+
+
+def _no_sync(_descriptor: Any) -> None:
+    pass
 
 
 class _NobodyIsFenced(Epochs):

@@ -116,6 +116,7 @@ class Writer:
         self._workers = Workers(setup.workers, setup.output_root, self._events.put)
         self._stores: dict[str, _Tenure] = {}
         self._failpoints = Failpoints(setup.failpoints, lambda: setup.owner)
+        self._failpoints.switch_off()
         self._journal = Journal(
             setup.output_root,
             by=setup.consumer_name,

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import Case
-from benchmarks.runs import CONSUMER, WRITERS, Run
+from benchmarks.runs import CONSUMER, NOT_DURABLE, WRITERS, Run
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 _PACKAGES = ("zarr", "numcodecs", "numpy", "pika", "tensorstore")
-_COLOURS = ("#0b6e4f", "#c44536", "#e0a458", "#b8c0cc", "#8d99ae")
+_COLOURS = ("#0b6e4f", "#7fb69e", "#c44536", "#e0a458", "#b8c0cc", "#8d99ae")
 
 
 def figures(case: Case, runs: dict[str, list[Run]]) -> dict[str, Any]:
@@ -56,16 +56,15 @@ def write(folder: Path, entries: list[dict[str, Any]], broker: str) -> None:
 def show(entries: list[dict[str, Any]]) -> None:
     """Print the table."""
     table = Table(title="payload MB/s, medians")
-    columns = ("case", *WRITERS, "/ tensorstore", "/ per tile", "/ drain then write", "/ slower")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "case" else "right")
+    ratios = ("tensorstore", "per tile", "drain then write", "slower", "not durable")
     others = ("peak MiB", "amplification", "cpu s/GB", "opens")
-    for column in others:
-        table.add_column(column, justify="right")
+    for column in ("case", *WRITERS, *(f"/ {each}" for each in ratios), *others):
+        table.add_column(column, justify="left" if column == "case" else "right")
     for entry in entries:
         ours = entry[CONSUMER]
         slower = min(entry["drain_only"], entry["write_only"])
-        against = (entry["tensorstore"], entry["per_tile"], sequential(entry), slower)
+        of_others = (entry["tensorstore"], entry["per_tile"], sequential(entry))
+        against = (*of_others, slower, entry[NOT_DURABLE])
         table.add_row(
             entry["name"],
             *(f"{entry[writer]:.0f}" for writer in WRITERS),

@@ -25,8 +25,10 @@ from consumer.testing import RabbitMQ
 from consumer.topology import topology
 from harness import ConsumerProcess, MemoryWatch, parameters, wait_until
 
-CONSUMER = "consumer"
-WRITERS = (CONSUMER, *RIVALS)
+CONSUMER, NOT_DURABLE = "consumer", "not_durable"
+# What the consumer is measured without, to see what it costs.
+_WITHOUT = {CONSUMER: "", NOT_DURABLE: "fence=off;sync=off"}
+WRITERS = (*_WITHOUT, *RIVALS)
 _LIMIT_S = 900.0
 _POLL_S = 0.01
 _METRICS_S = 0.5
@@ -67,7 +69,10 @@ class Bench:
             self._fill(case)
         # What the writer before left to be written or discarded is not this one's.
         os.sync()
-        found = self._consumer(case) if writer == CONSUMER else self._rival(writer, case)
+        if writer in _WITHOUT:
+            found = self._consumer(case, _WITHOUT[writer])
+        else:
+            found = self._rival(writer, case)
         if writer != "drain_only":
             self._check(case)
         shutil.rmtree(self._root)
@@ -91,7 +96,7 @@ class Bench:
             raise RuntimeError(f"{writer} failed:\n{ended.stderr[-3000:]}")
         return Run(json.loads(ended.stdout)["seconds"])
 
-    def _consumer(self, case: Case) -> Run:
+    def _consumer(self, case: Case, failpoints: str) -> Run:
         self._log.unlink(missing_ok=True)
         process = ConsumerProcess(
             self._broker,
@@ -101,6 +106,7 @@ class Bench:
             prefetch_count=case.prefetch,
             # All at once must have a place in the scratch file.
             scratch_bytes=case.prefetch * MAX_MESSAGE_BYTES,
+            failpoints=failpoints,
         )
         try:
             process.start(ready=False)

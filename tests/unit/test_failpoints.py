@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def failures(points: Failpoints, name: str, passes: int, body: bytes = b"") -> i
         ("place=error:EIO", "place cannot fail"),
         ("acknowledge=kill:words", "takes no argument"),
         ("fence=of", "must be name=action"),
+        ("sync=of", "must be name=action"),
         ("commit.write=stop;nonsense", "nonsense"),
     ],
 )
@@ -220,3 +222,20 @@ def test_with_the_fence_it_does_not(tmp_path: Path) -> None:
     with pytest.raises(Fenced):
         early.commit({"c/0": [b"early"]})
     assert (tmp_path / STORE / "c/0").read_bytes() == b"late"
+
+
+# -- without syncing ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "syncs"), [("fence=off", 3), ("fence=off;sync=off", 0)])
+def test_files_and_folders_are_not_synced_only_where_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, syncs: int
+) -> None:
+    commit = taken(tmp_path)
+    commit.commit({"c/0": [b"first"]})
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    failpoints(text).switch_off()
+    commit.commit({"c/0": [b"x"], "c/1": [b"y"]})
+    assert len(synced) == syncs
+    assert (tmp_path / STORE / "c/1").read_bytes() == b"y"
