@@ -28,7 +28,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from consumer.commit import Commit, Epochs, Step, no_step
 from consumer.files import Folders, despite_races
@@ -167,7 +167,7 @@ class Failpoints:
         signal.pthread_kill(threading.get_ident(), number)
 
 
-def _no_sync(_descriptor: Any) -> None:
+def _no_sync(fd: object) -> None:  # noqa: ARG001 - named as in `os`
     pass
 
 
