@@ -167,7 +167,7 @@ class Failpoints:
         signal.pthread_kill(threading.get_ident(), number)
 
 
-def _no_sync(fd: object) -> None:  # noqa: ARG001 - named as in `os`
+def _no_sync(fd: object) -> None:
     pass
 
 
