@@ -358,6 +358,10 @@ class Assembler:
         for key in self._open.get(array, ()):
             self._note_complete(self._blocks[key])
 
+    def finish(self, array: ArrayKey) -> None:
+        """Have an array's blocks written as if it were idle."""
+        self._paces.end(array)
+
     def forget_stored(self, array: ArrayKey) -> None:
         """Drop what is known of an array's stored blocks: its handle was closed or it is gone."""
         self._stored.forget(array)

@@ -134,6 +134,7 @@ class Flow:
             self._condemned,
             metrics,
             max_bytes=settings.max_message_bytes,
+            replaces_runs=settings.on_new_run == "replace",
             lets_in=self._lone.lets_in,
             park=self._refusals.park,
             before=partial(self._failpoints.reach, PLACE),
@@ -216,9 +217,12 @@ class Flow:
         return self.assembler.uses(array) or self._announcer.announces(array)
 
     def _drop(self, handle: Handle) -> None:
+        self._let_go(handle)
+        self._handles.drop(handle)
+
+    def _let_go(self, handle: Handle) -> None:
         self.assembler.forget_stored(handle.key)
         self._announcer.forget(handle.key)
-        self._handles.drop(handle)
         self._storage.close_array(handle.key)
 
     def _bound(self, array: ArrayKey) -> tuple[str | None, str | None]:
@@ -249,6 +253,8 @@ class Flow:
 
     def _open_arrays(self) -> None:
         now = self._clock()
+        for handle in self._handles.renewed(self._uses):
+            self._let_go(handle)
         for handle in self._handles.to_open(lambda handle: self._wanted(handle, now)):
             self._open(handle)
 
@@ -258,6 +264,7 @@ class Flow:
             handle.opening,
             max_block_bytes(self.budget.limit),
             partial(self._opened, handle, opened_for),
+            renew=self._settings.on_new_run == "replace" and not self._uses(handle.key),
         )
 
     def _shown(self, store: str, epoch: str, answered: bool) -> None:
@@ -296,6 +303,7 @@ class Flow:
             kept = self.assembler.uses(handle.key)
             handle.source = opened.source or (handle.source if kept else None)
             handle.run = opened.run or (handle.run if kept else None)
+            handle.replaced = opened.replaced
             self.assembler.learn(handle.key, opened.partly)
             handle.complete = opened.completed
             if opened.completed:

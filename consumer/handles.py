@@ -28,6 +28,10 @@ class Handle:
         Whether it was complete when last heard of.
     before : StoredArray or None
         What it was, where the store is gone and it must be opened again.
+    replaced : tuple of str
+        Runs that filled it before the present one.
+    renewing : bool
+        Whether another run begins as soon as what there is of this one is written.
     """
 
     key: ArrayKey
@@ -38,6 +42,8 @@ class Handle:
     taken: bool = False
     source: str | None = None
     run: str | None = None
+    replaced: tuple[str, ...] = ()
+    renewing: bool = False
     complete: bool = False
 
     @property
@@ -60,7 +66,12 @@ class Handle:
                 f"{where}: source {entry.source!r} is not {self.source!r}, which fills this array"
             )
         if entry.run and self.run and entry.run != self.run:
-            raise RunConflict(f"{where}: run {entry.run!r} is not {self.run!r}, which fills it")
+            raise RunConflict(
+                f"{where}: run {entry.run!r} was replaced by {self.run!r}"
+                if entry.run in self.replaced
+                else f"{where}: run {entry.run!r} is not {self.run!r}, which fills it; "
+                "`consumer reset` lets another begin"
+            )
         self.source = self.source or entry.source
         self.run = self.run or entry.run
         if not self.taken:
@@ -79,6 +90,7 @@ class Handles:
         self._most = most
         self._handles: OrderedDict[ArrayKey, Handle] = OrderedDict()
         self._closed: dict[ArrayKey, Handle] = {}
+        self._renewing: dict[ArrayKey, Handle] = {}
         self._opening: set[str] = set()
 
     def __iter__(self) -> Iterator[Handle]:
@@ -131,6 +143,7 @@ class Handles:
         """Forget a handle."""
         del self._handles[handle.key]
         self._closed.pop(handle.key, None)
+        self._renewing.pop(handle.key, None)
 
     def find(self, key: ArrayKey) -> Handle | None:
         """Return the handle of an array, if it has one."""
@@ -149,9 +162,25 @@ class Handles:
         """Have every array of a store that is gone opened again; return their keys."""
         arrays = [handle for handle in self if handle.key.store == store]
         for handle in arrays:
-            handle.before, handle.array = handle.array or handle.before, None
-            self._closed[handle.key] = handle
+            self._close(handle)
         return [handle.key for handle in arrays]
+
+    def _close(self, handle: Handle) -> None:
+        handle.before, handle.array = handle.array or handle.before, None
+        handle.renewing = False
+        self._renewing.pop(handle.key, None)
+        self._closed[handle.key] = handle
+
+    def renew(self, handle: Handle) -> None:
+        """Have tiles of another run wait until the array is opened anew for them."""
+        handle.renewing = True
+        self._renewing[handle.key] = handle
+
+    def renewed(self, in_use: Callable[[ArrayKey], bool]) -> Iterator[Handle]:
+        """Yield those to be opened anew for another run, closed."""
+        for handle in [each for each in self._renewing.values() if not in_use(each.key)]:
+            self._close(handle)
+            yield handle
 
     def surplus(self, in_use: Callable[[ArrayKey], bool]) -> Iterator[Handle]:
         """Yield those to drop: of complete arrays, and above the limit the least recently used."""

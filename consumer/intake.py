@@ -12,6 +12,7 @@ from consumer.errors import ParkError, Unexpected
 from consumer.faults import Condemned
 from consumer.handles import Handle, Handles
 from consumer.inbox import Held, Inbox
+from consumer.ledger import is_new_run
 from consumer.message import Message, Outline, decode
 from consumer.metrics import Metrics
 
@@ -25,6 +26,8 @@ class Intake:
     ----------
     max_bytes : int
         The largest body, as sent and decompressed.
+    replaces_runs : bool
+        Whether another run may begin in an array that one has filled.
     lets_in : callable
         Whether the head of the inbox may be placed now.
     park : callable
@@ -49,6 +52,7 @@ class Intake:
         metrics: Metrics,
         *,
         max_bytes: int,
+        replaces_runs: bool,
         lets_in: Callable[[Held], bool],
         park: Callable[[Held, ParkError], None],
         before: Callable[[bytes], None],
@@ -60,6 +64,7 @@ class Intake:
         self._condemned = condemned
         self._metrics = metrics
         self._max_bytes = max_bytes
+        self._replaces_runs = replaces_runs
         self._lets_in = lets_in
         self._park = park
         self._before = before
@@ -97,11 +102,14 @@ class Intake:
         message = held.message or self._decoded(held)
         outline = held.outline or message.outline
         handle = self._handles.of(outline)
-        if handle.array is None:
-            self._inbox.forget_decoded(held)
-            handle.waiting.append(held)
-            return True
+        if handle.array is None or handle.renewing:
+            return self._waits(handle, held)
         self._check(handle, handle.array, outline)
+        if self._replaces_runs and is_new_run(outline.entry.run, handle.run, handle.replaced):
+            self._handles.renew(handle)
+            self._assembler.finish(handle.key)
+            return self._waits(handle, held)
+        handle.claim(outline)
         held.placing = True
         self._metrics.tiles.inc(len(message.tiles))
         done = self._assembler.add(
@@ -113,6 +121,11 @@ class Intake:
             now=self._clock(),
         )
         return self._placed(held, done)
+
+    def _waits(self, handle: Handle, held: Held) -> bool:
+        self._inbox.forget_decoded(held)
+        handle.waiting.append(held)
+        return True
 
     def _placed(self, held: Held, done: bool) -> bool:
         if done:
@@ -129,4 +142,3 @@ class Intake:
         array.check(outline.entry)
         outline.check(array.layout)
         self._condemned.check(handle.key, array.layout.grid, outline.boxes)
-        handle.claim(outline)

@@ -8,7 +8,7 @@ A round: `fill` and `count`, commit the data together with what `dirty` returns,
 `undo` where the commit failed. One round at a time.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -198,10 +198,17 @@ class Ledger:
         """Take note that it was announced that the array is complete."""
         self._header = replace(self._header, announced=True)
 
-    def restart(self, ledger: str, source: str | None = None, run: str | None = None) -> None:
-        """Forget what is filled and start anew under another id of the ledger.
+    def restart(
+        self, ledger: str, run: str | None = None, *, replaced: tuple[str, ...] = ()
+    ) -> None:
+        """Forget what is filled and start anew under another id of the ledger, with the next round.
 
-        Where its commit fails, load the ledger again.
+        Parameters
+        ----------
+        run
+            The one that the array is bound to from then on.
+        replaced
+            Those that it was bound to before, and will not be again.
         """
         for number in self._segments:
             self._unsaved[self._name(segment_name(number))] = None
@@ -209,7 +216,7 @@ class Ledger:
         self._whole = self._filled = self._nbytes = 0
         old = self._header
         self._header = Header(
-            old.id, old.axes, old.shape, old.file, old.block, ledger, source=source, run=run
+            old.id, old.axes, old.shape, old.file, old.block, ledger, run=run, replaced=replaced
         )
         self._settled()
 
@@ -299,6 +306,11 @@ class Ledger:
 
     def _name(self, name: str) -> str:
         return f"{self._path}/{name}"
+
+
+def is_new_run(run: str | None, present: str | None, replaced: Collection[str]) -> bool:
+    """Whether a run is neither the one that an array is bound to nor one before."""
+    return None not in {run, present} and run != present and run not in replaced
 
 
 def _cost(known: bytes) -> int:

@@ -56,6 +56,8 @@ class Header:
         Tiles that were parked; one may be counted twice.
     announced : bool
         Whether it was announced that the array is complete.
+    replaced : tuple of str
+        Earlier runs, the latest last.
     """
 
     id: str
@@ -70,6 +72,7 @@ class Header:
     written_ms: int | None = None
     parked: int = 0
     announced: bool = False
+    replaced: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, layout: Layout, array_id: str, axes: str, ledger: str) -> "Header":
@@ -156,6 +159,7 @@ def decode_header(content: bytes) -> Header:
         found = _document(content)
         for name in ("shape", "file", "block"):
             found[name] = tuple(map(int, found[name]))
+        found["replaced"] = tuple(found.get("replaced", ()))
         return Header(**found)
     except (TypeError, ValueError, KeyError) as error:
         raise Damaged(str(error)) from None

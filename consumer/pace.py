@@ -15,6 +15,7 @@ _GAP_DECAY = 0.9
 class _Pace:
     last: float
     gap: float = 0.0
+    ended: bool = False
 
 
 class Paces:
@@ -28,12 +29,17 @@ class Paces:
         """Take note of tiles of an array."""
         pace = self._paces.setdefault(array, _Pace(now))
         pace.gap = max(now - pace.last, pace.gap * _GAP_DECAY)
-        pace.last = now
+        pace.last, pace.ended = now, False
+
+    def end(self, array: ArrayKey) -> None:
+        """Take note that no tile comes for now."""
+        if array in self._paces:
+            self._paces[array].ended = True
 
     def is_idle(self, array: ArrayKey, now: float) -> bool:
         """Whether no tile came for long: for `idle_s`, and longer than is usual for the array."""
         pace = self._paces[array]
-        return now - pace.last >= max(self._idle_s, _GAPS_UNTIL_IDLE * pace.gap)
+        return pace.ended or now - pace.last >= max(self._idle_s, _GAPS_UNTIL_IDLE * pace.gap)
 
     def forget(self, array: ArrayKey) -> None:
         """Forget an array."""

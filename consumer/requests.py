@@ -55,10 +55,13 @@ class Open:
         What a message says of the array and its tiles.
     max_block_bytes : int
         The largest block that fits the budget.
+    renew : bool
+        Whether another run than the one that fills the array may have it count as empty.
     """
 
     outline: Outline
     max_block_bytes: int
+    renew: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class Opened:
         `Allow`.
     source, run : str or None
         What the array is bound to, by its ledger.
+    replaced : tuple of str
+        Earlier runs.
     partly
         Blocks that its ledger knows to be partly filled, at least some, and which boxes of each,
         relative to it.
@@ -83,6 +88,7 @@ class Opened:
     taken: str | None
     source: str | None = None
     run: str | None = None
+    replaced: tuple[str, ...] = ()
     partly: Mapping[BlockIndex, tuple[Box, ...]] = field(default_factory=dict)
     completed: bool = False
 

@@ -125,6 +125,11 @@ class Settings(Access):
         "three times the gap between its tiles if that is longer.",
     )
 
+    on_new_run: Literal["park", "replace"] = Field(
+        "park",
+        description="What becomes of messages of another run than the one that fills their array: "
+        "parked, or the array counts as empty, and tiles of earlier runs are parked from then on.",
+    )
     progress_s: Seconds = Field(
         30.0,
         description="So often at most it is announced how far an array has come, seconds.",

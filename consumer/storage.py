@@ -97,9 +97,11 @@ class Storage:
         """Whether every result has come back and been passed on."""
         return not self._waiting
 
-    def open(self, outline: Outline, max_block_bytes: int, done: Done[Opened]) -> None:
+    def open(
+        self, outline: Outline, max_block_bytes: int, done: Done[Opened], *, renew: bool = False
+    ) -> None:
         """Open an array; see `Open` and `Opened`."""
-        self._ask(Open(outline, max_block_bytes), done)
+        self._ask(Open(outline, max_block_bytes, renew), done)
 
     def allow(self, store: str, epoch: str) -> None:
         """Let be committed what is written to a store in an epoch; see `Allow`."""

@@ -37,6 +37,7 @@ from consumer.coverage import Box
 from consumer.errors import ConsumerError, Fenced
 from consumer.failpoints import Failpoints
 from consumer.journal import Journal
+from consumer.ledger import Ledger, is_new_run
 from consumer.ledger_files import load
 from consumer.ledger_format import Header
 from consumer.placement import BlockIndex
@@ -63,6 +64,8 @@ log = logging.getLogger(__name__)
 
 # Of an array's blocks that are partly filled, so many are told of when it is opened.
 _MOST_PARTLY = 4096
+# Of an array's earlier runs, so many are known; tiles of one before would replace the present one.
+_MOST_REPLACED = 32
 
 Partly: TypeAlias = dict[BlockIndex, tuple[Box, ...]]
 Result = TypeVar("Result")
@@ -219,6 +222,8 @@ class Writer:
         )
         for damage in damages:
             log.error("a ledger is damaged; what it says counts as missing", extra={"what": damage})
+        if request.renew:
+            _renew(ledger, array.key, outline.entry.run)
         return WritableArray(array, ledger), dict(islice(ledger.partly(), _MOST_PARTLY))
 
     def _note_opened(
@@ -241,7 +246,8 @@ class Writer:
         completed = tenure.arrays.get(stored.key.path) is not array and unannounced(array.ledger)
         tenure.arrays[stored.key.path] = array
         known = StoredArray(stored.key, stored.layout)
-        done(Opened(known, taken, header.source, header.run, partly, completed), None)
+        bound = header.source, header.run, header.replaced
+        done(Opened(known, taken, *bound, partly, completed), None)
 
     def _allow(self, store: str, epoch: str, done: Done[None]) -> None:
         tenure = self._stores.get(store)
@@ -368,6 +374,19 @@ class Writer:
             if isinstance(failure, Fenced):
                 self._forget(tenure)
             each.done(written and replace(written, ledger_bytes=ledger_bytes), failure)
+
+
+def _renew(ledger: Ledger, array: ArrayKey, run: str | None) -> None:
+    """Have an array count as empty where another run than the one that filled it begins."""
+    old = ledger.header
+    if old.run is None or not is_new_run(run, old.run, old.replaced):
+        return
+    replaced = (*old.replaced, old.run)[-_MOST_REPLACED:]
+    ledger.restart(secrets.token_hex(8), run, replaced=replaced)
+    log.warning(
+        "a new run begins: the array counts as empty",
+        extra={"store": array.store, "array": array.path, "run": run, "replaced": old.run},
+    )
 
 
 def _fenced(store: str) -> Fenced:

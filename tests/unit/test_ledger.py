@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumer.coverage import Box
-from consumer.ledger import Files, Ledger
+from consumer.ledger import Files, Ledger, is_new_run
 from consumer.ledger_format import (
     HEADER_NAME,
     Damaged,
@@ -336,12 +336,40 @@ def test_a_restarted_ledger_is_empty_and_another(ledger: Ledger) -> None:
     ledger.count(3, 1000)
     ledger.bind("a", "r")
     ledger.announce()
-    ledger.restart("another", run="s")
+    ledger.restart("another", "s", replaced=("q", "r"))
     assert ledger.header == Header(
-        "an-id", "YX", (12800, 128), (128, 1), (128, 1), "another", run="s"
+        *("an-id", "YX", (12800, 128), (128, 1), (128, 1), "another"),
+        run="s",
+        replaced=("q", "r"),
     )
+    disk = Disk()
+    disk.commit(ledger.dirty())
+    assert disk.load().header == ledger.header
     assert ledger.missing_blocks == ledger.blocks
     assert (ledger.percent, ledger.nbytes) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("run", "new"), [("b", False), ("c", True), ("a", False), (None, False)], ids=str
+)
+def test_a_run_is_new_where_it_is_neither_the_present_one_nor_one_before(
+    run: str | None, new: bool
+) -> None:
+    assert is_new_run(run, "b", ("a",)) == new
+
+
+def test_of_an_array_that_is_bound_to_no_run_none_is_new() -> None:
+    assert not is_new_run("a", None, ())
+
+
+def test_a_restart_that_could_not_be_written_is_written_with_the_next_round(ledger: Ledger) -> None:
+    ledger.restart("another", "s", replaced=("r",))
+    ledger.fill((0, 1), whole(ledger, (0, 1)))
+    ledger.undo()
+    disk = Disk()
+    disk.commit(ledger.dirty())
+    assert disk.load().header.run == "s"
+    assert disk.load().filled_blocks == 0
 
 
 def test_a_restart_writes_the_header_before_it_removes_segments(ledger: Ledger) -> None:
@@ -504,6 +532,7 @@ def test_the_header_is_json_that_people_can_read() -> None:
         "written_ms": 7,
         "parked": 1,
         "announced": False,
+        "replaced": [],
     }
 
 
