@@ -5,11 +5,13 @@ Every step is atomic, and others may come between any two. Taking and letting go
 nothing of it appears, and the ledger claims only what is durable.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
 from typing import Any, TypeVar
+from unittest.mock import patch
 from zlib import crc32
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy.typing as npt
 from plan import PLACE_BITS, Letter, Plan, places
 from violation import Violation
 
+from consumer import ledger
 from consumer.blocks import ArrayKey
 from consumer.commit import _order
 from consumer.coverage import Box
@@ -98,18 +101,19 @@ class ModelArray:
         at, what = letter.places, f"message {letter.number}"
         if self.wrong(at).size:
             raise Violation("acknowledged but not durable", what)
-        if (self.written.reshape(-1)[at] < since).any():
+        if np.count_nonzero(self.written.reshape(-1)[at] < since):
             raise Violation("acknowledged but not written", what)
-        if not self.claimed.reshape(-1)[at].all():
+        if np.count_nonzero(self.claimed.reshape(-1)[at]) < at.size:
             raise Violation("acknowledged before the ledger says so", what)
         self.acknowledged[at] = True
-        if not self.announced and self.acknowledged.all():
+        if not self.announced and np.count_nonzero(self.acknowledged) == self.acknowledged.size:
             raise Violation("acknowledged before it is announced", what)
 
     def put(self, box: Box, values: npt.NDArray[np.uint32]) -> None:
         """Replace files."""
-        self.stored[box.slices] = values
-        if (self.claimed[box.slices] & (values == UNTOUCHED)).any():
+        at = box.slices
+        self.stored[at] = values
+        if np.count_nonzero(self.claimed[at] & (values == UNTOUCHED)):
             raise Violation(LEDGER_AHEAD, f"{self.key.path}: a claimed voxel is written over")
 
     def put_ledger(self, name: str, content: Any) -> None:
@@ -143,18 +147,19 @@ class ModelArray:
         published = self.wanted[-1].reshape(self.layout.shape) == 0
         if (self.claimed != published).any():
             raise Violation("the ledger is wrong", self.key.path)
-        ledger = self.load_ledger(Header.of(self.layout, "", "", ""))
-        if ledger.complete != published.all() or ledger.filled != published.sum():
-            raise Violation("the ledger is wrong", f"{self.key.path}: {ledger.percent} percent")
-        if ledger.complete and not self.announced:
+        loaded = self.load_ledger(Header.of(self.layout, "", "", ""))
+        if loaded.complete != published.all() or loaded.filled != published.sum():
+            raise Violation("the ledger is wrong", f"{self.key.path}: {loaded.percent} percent")
+        if loaded.complete and not self.announced:
             raise Violation("never announced", self.key.path)
 
     def _claim(self, block: Box, known: bytes) -> None:
-        claimed = self.claimed[block.slices]
+        at = block.slices
+        claimed = self.claimed[at]
         claimed[...] = known == WHOLE
-        for box in boxes_known(known) if known != WHOLE else ():
+        for box in _boxes_known(known) if known != WHOLE else ():
             claimed[box.slices] = True
-        if (claimed & (self.stored[block.slices] == UNTOUCHED)).any():
+        if np.count_nonzero(claimed & (self.stored[at] == UNTOUCHED)):
             raise Violation(LEDGER_AHEAD, f"{self.key.path}: block at {block.start}")
 
     def _header(self) -> Header:
@@ -238,14 +243,14 @@ class Epoch:
         The name of its folder.
     identity : int
         Its own, whatever the name.
-    in_vain : bool
-        Whether the broker had lost the owner before.
+    lost_channel : int or None
+        The owner's channel, where the broker had lost it before.
     """
 
     store: ModelStore
     epoch: str
     identity: int
-    in_vain: bool = False
+    lost_channel: int | None = None
 
     def check(self) -> None:
         """Raise Fenced where the epoch is over."""
@@ -262,20 +267,10 @@ class Epoch:
         """End the epoch."""
         yield from self.store.remove(self.epoch)
 
-    def forget_folders(self) -> None:
-        """Do nothing: the model's folders stand."""
-
 
 @lru_cache(maxsize=8)
 def _numbering(grid: Grid) -> Numbering:
     return Numbering(grid)
-
-
-def boxes_known(known: bytes | tuple[Box, ...]) -> Iterable[Box]:
-    """Return the boxes that are known to be filled of a block, as text or as they are."""
-    if isinstance(known, tuple):
-        return known
-    return boxes_of(known) if known else ()
 
 
 def model_arrays(plan: Plan) -> Iterator[ModelArray]:
@@ -295,3 +290,27 @@ def model_arrays(plan: Plan) -> Iterator[ModelArray]:
             np.zeros(shape, np.bool_),
             np.zeros(size, np.bool_),
         )
+
+
+@contextmanager
+def ledgers_as_objects(short: bool) -> Iterator[None]:
+    """Have ledgers' files, and what is known of a block, be objects that nobody has to parse."""
+    with ExitStack() as patches:
+        for name, object_of in _OBJECTS.items() if short else ():
+            patches.enter_context(patch.object(ledger, name, object_of))
+        yield
+
+
+def _boxes_known(known: bytes | tuple[Box, ...]) -> Iterable[Box]:
+    """Return the boxes that are filled of a block, known as text or as they are."""
+    if isinstance(known, tuple):
+        return known
+    return boxes_of(known) if known else ()
+
+
+_OBJECTS: dict[str, Callable[..., Any]] = {
+    "encode_header": lambda header: header,
+    "encode_segment": lambda segment, *_: Segment(segment.whole, dict(segment.partly)),
+    "text_of": tuple,
+    "boxes_of": _boxes_known,
+}

@@ -92,8 +92,8 @@ class ModelWriter(Writer):
         The process's.
     moments : iterator
         Gives each moment a number.
-    linked : callable
-        Whether the broker knows the process.
+    lost_channel : callable
+        Gives the number of the process's channel where the broker has lost it, else None.
     answer : callable
         Takes each answer.
     """
@@ -105,7 +105,7 @@ class ModelWriter(Writer):
         arrays: Mapping[ArrayKey, ModelArray],
         memory: Any,
         moments: Iterator[int],
-        linked: Callable[[], bool],
+        lost_channel: Callable[[], int | None],
         answer: Callable[[Answer], None],
     ) -> None:
         super().__init__(_SETUP, memory, answer)
@@ -115,7 +115,7 @@ class ModelWriter(Writer):
         self._model_stores = stores
         self._model_arrays = arrays
         self._moments = moments
-        self._linked = linked
+        self._lost_channel = lost_channel
 
     def advance(self, job: Job, most: int = 0) -> bool:
         """Let a job do so many steps, or all; return whether it has ended."""
@@ -178,7 +178,7 @@ class ModelWriter(Writer):
 
     def _take_steps(self, key: str) -> Steps[Any]:
         epoch = yield from self._model_stores[key].take()
-        epoch.in_vain = not self._linked()
+        epoch.lost_channel = self._lost_channel()
         return SimpleNamespace(key=key, commit=epoch)
 
     def _open_steps(self, store: Any, known: WritableArray | None, request: Open) -> Steps[Any]:
@@ -272,7 +272,7 @@ class ModelWriter(Writer):
     def _check(self, epoch: Epoch) -> None:
         """Check what is about to appear."""
         epoch.rename()
-        if epoch.in_vain and not self._linked():
+        if epoch.lost_channel is not None and epoch.lost_channel == self._lost_channel():
             raise Violation("committed before the broker answered", epoch.store.key)
 
     def _put_ledgers(self, epoch: Epoch, ledgers: Mapping[str, Any]) -> Steps[None]:

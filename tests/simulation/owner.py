@@ -20,10 +20,10 @@ from violation import Violation
 
 from consumer.blocks import ArrayKey, BlockKey, DeliveryId, Write
 from consumer.broker import Delivery
-from consumer.budget import BODY_SHARE
 from consumer.errors import ConsumerError, ParkError, StopError
 from consumer.events import ArrayCompleted, Event
 from consumer.message import Outline
+from consumer.settings import Settings
 from consumer.storage import Allow, Answer, Close, Done, Open, Remark, Request, WriteBlock, Written
 
 
@@ -35,6 +35,7 @@ class Surroundings(Protocol):
     """What all processes of a history have in common; `number` is the event's that happens."""
 
     plan: Plan
+    settings: Settings
     queue: Queue
     stores: dict[str, ModelStore]
     arrays: dict[ArrayKey, ModelArray]
@@ -79,11 +80,11 @@ class Owner:
             around.arrays,
             arena()._memory,
             around.moments,
-            lambda: self.channel.linked,
+            lambda: None if self.channel.linked else self.channel.number,
             partial(_answer, self.posted, self._waiting),
         )
         self.flow = ModelFlow(
-            around.plan.settings,
+            around.settings,
             self,
             self,  # it is broker and writer in one
             arena(),
@@ -276,17 +277,18 @@ class Owner:
     # -- what must hold -------------------------------------------------------------------------
 
     def check_budget(self) -> None:
-        """Check that all that is held fits, but the ledgers, whose limit the model leaves out."""
+        """Check that each share holds what it is for; the ledgers' limit the model leaves out."""
         budget = self.flow.budget
-        held, for_bodies = budget.held, budget.limit // BODY_SHARE
-        others = sum(held.values()) - held["scratch"] - held["ledgers"]
-        if held["bodies"] > for_bodies or others > budget.limit:
+        held = budget.held
+        left = budget.limit - (sum(held.values()) - held["scratch"] - held["ledgers"])
+        shares = budget.free_for_bodies, budget.free_for_blocks, budget.free_for_coverage
+        if min(left, *shares) < 0:
             raise Violation("over the budget", f"{held}, limit {budget.limit}")
 
     def check_age(self) -> None:
         """Check that the broker will not take deliveries away."""
         oldest = next(iter(self.channel.unacked.values()), None)
-        limit = self._around.plan.settings.consumer_timeout_s / 2
+        limit = self._around.settings.consumer_timeout_s / 2
         if oldest and self.channel.linked and self._around.now - oldest.since > limit:
             raise Violation("held too long", f"message {oldest.letter.number}")
 

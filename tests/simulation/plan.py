@@ -98,6 +98,8 @@ class Plan:
         self.letters = [self._letter(i, tiles) for i, (_, tiles) in enumerate(self._drafts)]
         self.sends = _shuffled(chance, len(self._drafts))
         self.settings = self._settings(chance)
+        # Whether all processes are restarted before the quiet end, with a prefetch count for all.
+        self.ends_wider = chance.random() < 0.5
         # How fast workers and broker are and how fast time goes, against all else that happens.
         self.workers_pace = chance.choice([0.4, 2.0, 8.0])
         self.broker_pace = chance.choice([0.6, 3.0, 8.0])
@@ -114,7 +116,7 @@ class Plan:
         made = 0
         while made < LEAST_TILES:
             array = self.arrays[len(self._drafts) % len(self.arrays)]
-            count = chance.choice([1, 2, 2, 5])
+            count = chance.choice([1, 2, 4, 5])
             cover = self._covers[array.key]
             boxes = [cover.pop() if cover else None for _ in range(count)]
             tiles = [_tile(chance, array, made + i, box) for i, box in enumerate(boxes, 1)]

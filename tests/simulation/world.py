@@ -12,28 +12,24 @@ written, so that everything must get done.
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from itertools import count
-from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from choices import Choices, Event, History, Number
 from model_broker import Queue
-from model_store import ModelStore, boxes_known, model_arrays
+from model_store import ModelStore, ledgers_as_objects, model_arrays
 from model_writer import Job, ModelWriter
 from owner import Died, Owner
 from plan import Letter, places, plan_of
 from violation import Violation
 
-from consumer import ledger
 from consumer.errors import StorageFault, StoreRemoved
-from consumer.ledger_format import Segment
 
 # In the quiet end: how often time moves while nothing else does before processes are restarted.
 _PATIENCE = 60
 _ENDLESS = 5_000
+_ORDINARY = ("publish", "deliver", "finish", "finish_all", "hear", "tick", "notice")
 _FAULTS = dict.fromkeys(("fail", "hang", "lose", "crash"), 0.25)
 _FAULTS_OF_TWO = _FAULTS | {"hand": 1.0, "part": 0.5}
 _HANGS_S = (20.0, 150.0, 2_000.0, float("inf"))
@@ -46,7 +42,7 @@ class World:
     def __init__(self, history: History) -> None:
         self.plan = plan_of(history.seed)
         self._seed = history.seed
-        self._prefetch_count = self.plan.settings.prefetch_count
+        self.settings = self.plan.settings
         self._tiles = history.tiles
         letters = self.plan.cut(history.tiles)
         self._sends = self.plan.sends if history.sends is None else history.sends
@@ -63,8 +59,7 @@ class World:
         self.faults: list[str] = []
         self.log: list[str] = []
         self._events: dict[str, Callable[[], None]] = {
-            name: getattr(self, f"_{name}")
-            for name in ("publish", "deliver", "finish", "hear", "tick", "notice", *_FAULTS_OF_TWO)
+            name: getattr(self, f"_{name}") for name in (*_ORDINARY, *_FAULTS_OF_TWO)
         }
         self.owners = [Owner(self, name) for name in self.plan.owners]
         self.active = self.owners[0]
@@ -88,7 +83,7 @@ class World:
         logged = logging.root.manager.disable
         logging.disable()
         try:
-            with _ledgers_as_objects(not self.plan.real_bodies):
+            with ledgers_as_objects(not self.plan.real_bodies):
                 while (event := self.choices.next(self._likely())) is not None:
                     self._do(event)
                 self.log.append("-- from here on nothing more goes wrong")
@@ -142,6 +137,10 @@ class World:
         quiet = Event("tick", 2)
         waited = 0
         self._outliving.clear()
+        if self.plan.ends_wider:
+            wide = {"prefetch_count": len(self._sends) + len(self.sent)}
+            self.settings = self.plan.settings.model_copy(update=wide)
+            self._restart()
         for _ in range(_ENDLESS):
             event = self._quiet_event()
             if event is None:
@@ -149,12 +148,16 @@ class World:
             self._do(event)
             waited += event == quiet
             if waited > _PATIENCE:
-                self.log.append("all processes are restarted")
-                for owner in self.owners:
-                    self._start_anew(owner)
+                self._restart()
                 waited = 0
         held = sum(len(owner.channel.unacked) for owner in self.owners)
         raise Violation("stuck", f"{len(self.queue.posts)} queued, {held} unacknowledged")
+
+    def _restart(self) -> None:
+        self.log.append("all processes are restarted")
+        self.number = Number(0)
+        for owner in self.owners:
+            self._start_anew(owner)
 
     def _quiet_event(self) -> Event | None:
         """Return what happens next in the quiet end."""
@@ -168,7 +171,7 @@ class World:
             if owner.hears:
                 return Event("hear", 0)
         if self._at_work():
-            return Event("finish", 0)
+            return Event("finish_all", 0)
         busy = self._holding() or self._jobs() or self.queue.posts
         return Event("tick", 2) if busy else None
 
@@ -187,7 +190,7 @@ class World:
 
     def _may_deliver(self) -> bool:
         channel = self.active.channel
-        room = len(channel.unacked) < self._prefetch_count
+        room = len(channel.unacked) < self.settings.prefetch_count
         return room and channel.linked and bool(self.queue.posts)
 
     def _deliver(self) -> None:
@@ -200,6 +203,11 @@ class World:
         if ready:
             steps = _STEPS[self.number.below(len(_STEPS))] if self._is_contended() else 0
             self._work(*self._one_of(ready), steps)
+
+    def _finish_all(self) -> None:
+        for writer, job in self._at_work():
+            if job in writer.jobs:
+                self._work(writer, job)
 
     def _hear(self) -> None:
         hearing = [owner for owner in self.owners if owner.hears and not owner.paused]
@@ -369,20 +377,3 @@ class World:
             array.check_ledger()
         for owner in self.owners:
             owner.check_end()
-
-
-@contextmanager
-def _ledgers_as_objects(short: bool) -> Iterator[None]:
-    """Have ledgers' files, and what is known of a block, be objects that nobody has to parse."""
-    with ExitStack() as patches:
-        for name, object_of in _OBJECTS.items() if short else ():
-            patches.enter_context(patch.object(ledger, name, object_of))
-        yield
-
-
-_OBJECTS: dict[str, Callable[..., Any]] = {
-    "encode_header": lambda header: header,
-    "encode_segment": lambda segment, *_: Segment(segment.whole, dict(segment.partly)),
-    "text_of": tuple,
-    "boxes_of": boxes_known,
-}
