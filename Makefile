@@ -3,7 +3,7 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-full test-node contract bench bench-quick bench-stages bench-publishing chaos chaos-quick soak lint requirements clean
+.PHONY: help demo test test-full test-node test-careamics contract bench bench-quick bench-stages bench-publishing chaos chaos-quick soak lint requirements clean
 
 help: ## List these commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,12 @@ test-node: ## Check the contract with Node, and a producer in JavaScript.
 	@deploy/scripts/setup-node tests/node
 	TEST_NODE=1 .venv/bin/python -m pytest tests/node
 
+test-careamics: ## Check the write strategy with CAREamics itself; installs 6 GB.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	@deploy/scripts/setup-rabbitmq
+	@deploy/scripts/setup-careamics $(PYTHON)
+	TEST_CAREAMICS=1 .venv/bin/python -m pytest tests/careamics
+
 contract: ## Write the documents of the wire contract anew.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)
 	.venv/bin/consumer schema asyncapi > deploy/contract/asyncapi.json
@@ -51,7 +57,7 @@ chaos: ## Let faults happen by the hundred; takes about an hour. ARGS="--scenari
 	@deploy/scripts/setup-rabbitmq
 	@PYTHONPATH=.:tests .venv/bin/python -m chaos $(ARGS)
 
-chaos-quick: ## The same in short; takes a few minutes.
+chaos-quick: ## The same in short; takes six minutes.
 	@$(MAKE) --no-print-directory chaos ARGS="--quick $(ARGS)"
 
 soak: ## A random mix of faults for an hour; ARGS="--minutes 10" for less.
@@ -72,5 +78,5 @@ requirements: ## Pin anew what the images install.
 	deploy/scripts/compile-requirements $(PYTHON)
 
 clean: ## Remove what these commands made, but no results.
-	rm -rf .venv .venv-3.13 .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-3.13 .venv-careamics .venv-careamics-older .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find consumer tests -name __pycache__ -prune -exec rm -rf {} +

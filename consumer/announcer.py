@@ -13,7 +13,8 @@ from consumer.blocks import ArrayKey, DeliveryId
 from consumer.broker import Settling
 from consumer.errors import ConsumerError
 from consumer.events import ArrayCompleted, ArrayProgress
-from consumer.storage import Storage, Written
+from consumer.requests import Written
+from consumer.storage import Storage
 
 
 @dataclass(slots=True)

@@ -5,15 +5,13 @@ Metadata is written through the same commit as blocks, and as late: an array tha
 made with its first block.
 """
 
-import contextlib
 import errno
 import math
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -24,35 +22,43 @@ from zarr.storage import LocalStore, MemoryStore, StorePath
 from consumer.blocks import ArrayKey, StoredArray, shown
 from consumer.budget import least_limit
 from consumer.commit import Commit, Step, no_step
-from consumer.contract import AXES, ArrayEntry, Codec, as_scalar
+from consumer.contract import AXES, ArrayEntry
 from consumer.coverage import Box
 from consumer.encoder import AnyArray, Encoder
-from consumer.errors import ArrayMismatch, DamagedBlock, InvalidMessage, TooLarge
+from consumer.errors import ArrayMismatch, DamagedBlock, TooLarge
 from consumer.files import refuse_links
-from consumer.placement import Layout, automatic_chunks, automatic_shards
+from consumer.new_arrays import (
+    LEDGER_ID,
+    NOTHING,
+    metadata_key,
+    new_layout,
+    new_metadata,
+    parents,
+)
+from consumer.placement import Layout
 
 if TYPE_CHECKING:
     from zarr.abc.buffer import Buffer
 
-DEFAULT_DTYPE = np.dtype("float32")
-# Tells an array from one that was removed and made anew under its name. A copy of another's
-# attributes may bring that one's: it is replaced.
-LEDGER_ID = "tiles_ledger_id"
-_CODEC_ARGUMENT = {"transpose": "filters", "bytes": "serializer"}
-_NOTHING: "Mapping[str, Buffer]" = MappingProxyType({})
 _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
+@dataclass(frozen=True)
+class StoreFolder:
+    """A store as a reader sees it."""
+
+    key: str
+    path: Path
+    reader: LocalStore
+
+
+@dataclass(frozen=True)
+class Store(StoreFolder):
     """A store that was taken: where to read, and how to commit.
 
     Both are worth nothing once another took it; then the store and its arrays are opened anew.
     """
 
-    key: str
-    path: Path
-    reader: LocalStore
     commit: Commit
 
 
@@ -61,19 +67,26 @@ class Metadata:
 
     Parameters
     ----------
+    store : StoreFolder
+        One that was taken where something is to be made.
     path : str
         The array's, in the store.
     unmade : mapping
         By path, what is to be made where it is missing: the groups above, and the array's own.
     """
 
-    def __init__(self, store: Store, path: str, unmade: "Mapping[str, Buffer]") -> None:
+    def __init__(self, store: StoreFolder, path: str, unmade: "Mapping[str, Buffer]") -> None:
         self._store = store
         self._path = path
         self._folder = store.path / path
         self._unmade = unmade
         # Equal as long as the file is the one that was read; None where there is none.
         self._stamp = _stamp(self._folder)
+
+    @property
+    def made(self) -> bool:
+        """Whether there is nothing to be made."""
+        return not self._unmade
 
     def stands(self) -> bool:
         """Whether the file is still there, or still to be made, and not another."""
@@ -94,32 +107,38 @@ class Metadata:
         """
         if not self._unmade:
             return
+        assert isinstance(self._store, Store)
         self.require()
         missing = [*_missing_groups(self._store, self._path), self._path]
-        made = {_key(path): [self._unmade[path].to_bytes()] for path in missing}
+        made = {metadata_key(path): [self._unmade[path].to_bytes()] for path in missing}
         self._store.commit.commit(made)
-        self._stamp, self._unmade = _stamp(self._folder), _NOTHING
+        self._stamp, self._unmade = _stamp(self._folder), NOTHING
 
 
 @dataclass(frozen=True)
-class OpenArray(StoredArray):
-    """An open array, which may be yet to be made: it then holds its fill value only."""
+class ReadableArray(StoredArray):
+    """An array that can be read. One that is yet to be made holds its fill value only.
 
-    store: Store
+    Attributes
+    ----------
+    folder : Path
+        Where it is stored.
+    """
+
+    folder: Path
     array: AnyArray
     encoder: Encoder
     metadata: Metadata
-
-    @property
-    def folder(self) -> Path:
-        """Where it is stored."""
-        return self.store.path / self.key.path
 
     @property
     def ledger_id(self) -> str:
         """What tells it from another array under its name; empty where others made it."""
         found = self.array.attrs.get(LEDGER_ID)
         return found if isinstance(found, str) else ""
+
+    def file(self, number: tuple[int, ...]) -> Path:
+        """Return where the file of that number along each axis is stored."""
+        return self.folder / self.array.metadata.encode_chunk_key(number)
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         """Return what is stored in a box; the fill value where nothing is.
@@ -131,9 +150,29 @@ class OpenArray(StoredArray):
         UnsafePath
             Where a symbolic link stands on the way to one.
         """
+        if not self.metadata.made:
+            return np.full(box.shape, self.array.fill_value, self.layout.dtype)
         refuse_links(self._paths(box))
-        try:
+        with self._decoding(box):
             return np.array(self.array[box.slices], dtype=self.layout.dtype)
+
+    def chunks_left_out(self, number: tuple[int, ...]) -> list[Box]:
+        """Return the chunks, in the array, that the shard of that number does not hold.
+
+        Raises
+        ------
+        DamagedBlock
+            Where its index cannot be decoded.
+        """
+        box = self.layout.grid.file_box(number)
+        with self._decoding(box):
+            chunks = self.encoder.chunks_left_out(self.file(number))
+        return [chunk.shifted(tuple(-start for start in box.start)) for chunk in chunks]
+
+    @contextmanager
+    def _decoding(self, box: Box) -> Iterator[None]:
+        try:
+            yield
         except OSError:
             raise
         except Exception as error:
@@ -146,19 +185,33 @@ class OpenArray(StoredArray):
         """Return the files of a box and the folders above them, up to the array's."""
         paths: set[Path] = set()
         for number in self.layout.grid.files(box):
-            path = self.folder / self.array.metadata.encode_chunk_key(number)
+            path = self.file(number)
             while path != self.folder and path not in paths:
                 paths.add(path)
                 path = path.parent
         return paths
 
 
+@dataclass(frozen=True)
+class OpenArray(ReadableArray):
+    """An array of a store that was taken."""
+
+    store: Store
+
+
 def open_store(
-    root: Path, key: str, *, file_mode: int, folder_mode: int, step: Step = no_step
+    root: Path,
+    key: str,
+    *,
+    file_mode: int,
+    folder_mode: int,
+    step: Step = no_step,
+    kind: type[Commit] = Commit,
 ) -> Store:
     """Take a store, which need not exist yet, and return its handle.
 
-    See `consumer.commit.Commit.take` for what must come before anything is read.
+    See `consumer.commit.Commit.take` for what must come before anything is read. Tests take one
+    of another kind.
 
     Raises
     ------
@@ -169,8 +222,9 @@ def open_store(
     """
     path = root / key
     refuse_links(_between(root, path))
-    commit = Commit.take(root, key, file_mode=file_mode, folder_mode=folder_mode, step=step)
-    return Store(key, path, LocalStore(path), commit)
+    commit = kind.take(root, key, file_mode=file_mode, folder_mode=folder_mode, step=step)
+    # One that may write would make the store's folders, with modes of its own.
+    return Store(key, path, LocalStore(path, read_only=True), commit)
 
 
 def open_array(
@@ -199,30 +253,61 @@ def open_array(
         Where one block is larger than `max_block_bytes`.
     """
     refuse_links(_between(store.path, store.path / entry.array))
-    unmade = _NOTHING
+    unmade = NOTHING
     if not _node(store, entry.array):
-        layout = _new_layout(entry)
+        layout = new_layout(entry)
         _check_block(store, entry, layout, max_block_bytes)
         accepts(layout)
         _missing_groups(store, entry.array)
-        unmade = _unmade(entry, layout)
-    metadata = Metadata(store, entry.array, unmade)
-    array = _opened(store, entry.array, unmade, write_empty_chunks)
-    layout = _stored_layout(store, entry.array, array)
-    _check_block(store, entry, layout, max_block_bytes)
-    key = ArrayKey(store.key, entry.array)
-    return OpenArray(key, layout, store, array, Encoder(array, layout.grid), metadata)
+        unmade = new_metadata(entry, layout)
+    found = _readable(store, entry.array, write_empty_chunks, unmade)
+    _check_block(store, entry, found.layout, max_block_bytes)
+    return OpenArray(**vars(found), store=store)
+
+
+def read_array(root: Path, key: ArrayKey) -> ReadableArray | None:
+    """Return an array to be read, without taking its store; None where there is none.
+
+    Whoever has the store may change, replace or remove it meanwhile.
+
+    Raises
+    ------
+    ArrayMismatch
+        Where a group or metadata that cannot be read stand there.
+    UnsafePath
+        Where a symbolic link stands on the way.
+    """
+    path = root / key.store
+    refuse_links([*_between(root, path), *_between(path, path / key.path)])
+    store = StoreFolder(key.store, path, LocalStore(path, read_only=True))
+    try:
+        return _readable(store, key.path, True) if _node(store, key.path) else None
+    except FileNotFoundError:
+        return None  # removed meanwhile
+
+
+def _readable(
+    store: StoreFolder,
+    path: str,
+    write_empty_chunks: bool,
+    unmade: "Mapping[str, Buffer]" = NOTHING,
+) -> ReadableArray:
+    metadata = Metadata(store, path, unmade)
+    array = _opened(store, path, write_empty_chunks, unmade)
+    layout = _stored_layout(store, path, array)
+    key, encoder = ArrayKey(store.key, path), Encoder(array, layout.grid)
+    return ReadableArray(key, layout, store.path / path, array, encoder, metadata)
 
 
 def _stamp(folder: Path) -> tuple[Any, ...] | None:
     for name in _METADATA_FILES:
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             found = (folder / name).stat()
             return name, found.st_ino, found.st_mtime_ns, found.st_size
     return None
 
 
-def _node(store: Store, path: str) -> Literal["array", "group", ""]:
+def _node(store: StoreFolder, path: str) -> Literal["array", "group", ""]:
     """Return what stands at a path of the store."""
     files = [store.path / path / name for name in _METADATA_FILES]
     refuse_links(files)
@@ -232,11 +317,11 @@ def _node(store: Store, path: str) -> Literal["array", "group", ""]:
 
 
 def _open(
-    store: Store, path: str, unmade: "Mapping[str, Buffer]" = _NOTHING
+    store: StoreFolder, path: str, unmade: "Mapping[str, Buffer]" = NOTHING
 ) -> AnyArray | zarr.Group:
     try:
-        source = MemoryStore({_key(path): unmade[path]}) if unmade else store.reader
-        return zarr.open(source, path=path, mode="r+")
+        source = MemoryStore({metadata_key(path): unmade[path]}) if unmade else store.reader
+        return zarr.open(source, path=path, mode="r")
     except OSError:
         raise
     except Exception as error:
@@ -246,7 +331,7 @@ def _open(
 
 
 def _opened(
-    store: Store, path: str, unmade: "Mapping[str, Buffer]", write_empty_chunks: bool
+    store: StoreFolder, path: str, write_empty_chunks: bool, unmade: "Mapping[str, Buffer]"
 ) -> AnyArray:
     node = _open(store, path, unmade)
     if not isinstance(node, zarr.Array):
@@ -258,7 +343,7 @@ def _opened(
 def _missing_groups(store: Store, path: str) -> list[str]:
     """Return the groups above an array that do not exist yet, outermost first."""
     missing = []
-    for group in ("", *_parents(path)):
+    for group in ("", *parents(path)):
         found = _node(store, group)
         if found == "array":
             raise ArrayMismatch(
@@ -279,12 +364,6 @@ def _missing_groups(store: Store, path: str) -> list[str]:
     return missing
 
 
-def _parents(path: str) -> Iterator[str]:
-    segments = path.split("/")
-    for depth in range(1, len(segments)):
-        yield "/".join(segments[:depth])
-
-
 def _between(upper: Path, lower: Path) -> Iterator[Path]:
     """Yield the paths below `upper` down to `lower`."""
     for parent in lower.relative_to(upper).parents:
@@ -293,63 +372,7 @@ def _between(upper: Path, lower: Path) -> Iterator[Path]:
     yield lower
 
 
-def _new_layout(entry: ArrayEntry) -> Layout:
-    dtype = np.dtype(entry.dtype) if entry.dtype else DEFAULT_DTYPE
-    chunks = entry.chunks or automatic_chunks(entry.axes, entry.shape)
-    shards = entry.shards
-    if shards == "auto":
-        shards = automatic_shards(entry.axes, entry.shape, chunks, dtype.itemsize)
-    if shards and any(shard % chunk for shard, chunk in zip(shards, chunks, strict=True)):
-        raise InvalidMessage(
-            f"shards {shown(shards)} must be whole multiples of the automatic chunks "
-            f"{shown(chunks)}; give chunks too"
-        )
-    return Layout(entry.axes, entry.shape, dtype, chunks, shards)
-
-
-def _unmade(entry: ArrayEntry, layout: Layout) -> "dict[str, Buffer]":
-    """Return the metadata of an array and of the groups above, by their paths."""
-    groups = ["", *_parents(entry.array)]
-    made: dict[str, Buffer] = {}
-    memory = MemoryStore(made)
-    for group in groups:
-        zarr.create_group(memory, path=group)
-    fill = 0 if entry.fill_value is None else entry.fill_value
-    zarr.create_array(
-        memory,
-        name=entry.array,
-        shape=layout.shape,
-        dtype=layout.dtype,
-        chunks=layout.chunks,
-        shards=layout.shards,
-        fill_value=as_scalar(fill, layout.dtype, "fill_value"),
-        attributes={**(entry.attributes or {}), LEDGER_ID: secrets.token_hex(8)},
-        dimension_names=list(entry.axes),
-        **_codec_arguments(entry.codecs),
-    )
-    return {path: made[_key(path)] for path in (*groups, entry.array)}
-
-
-def _key(path: str) -> str:
-    return f"{path}/zarr.json".lstrip("/")
-
-
-def _codec_arguments(codecs: tuple[Codec, ...] | None) -> dict[str, Any]:
-    """Return zarr's arguments; codecs that are not given stay zarr's defaults."""
-    if codecs is None:
-        return {}
-    arguments: dict[str, Any] = {"compressors": []}
-    for codec in codecs:
-        plain = codec.model_dump(mode="json", exclude_none=True)
-        argument = _CODEC_ARGUMENT.get(codec.name, "compressors")
-        if argument == "serializer":
-            arguments[argument] = plain
-        else:
-            arguments.setdefault(argument, []).append(plain)
-    return arguments
-
-
-def _stored_layout(store: Store, path: str, array: AnyArray) -> Layout:
+def _stored_layout(store: StoreFolder, path: str, array: AnyArray) -> Layout:
     where = f"{store.key}/{path}"
     try:
         chunks, shards, dtype = array.chunks, array.shards, np.dtype(array.dtype)

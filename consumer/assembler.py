@@ -20,11 +20,9 @@ from consumer.budget import ENCODING_FACTOR, Budget
 from consumer.buffers import Buffers
 from consumer.coverage import Box, Coverage
 from consumer.message import Tile
+from consumer.pace import Paces
 from consumer.placement import BlockIndex, Layout, Piece
 from consumer.stored import Stored
-
-_GAPS_UNTIL_IDLE = 3.0
-_GAP_DECAY = 0.9
 
 
 @dataclass(eq=False, slots=True)
@@ -35,14 +33,6 @@ class _Delivery:
     pieces: Iterator[tuple[Tile, Piece]]
     pending: tuple[Tile, Piece] | None = None
     blocks: dict[BlockKey, None] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Pace:
-    """When an array's tiles come, in seconds."""
-
-    last: float
-    gap: float = 0.0
 
 
 class Assembler:
@@ -62,7 +52,6 @@ class Assembler:
 
     def __init__(self, budget: Budget, arena: Arena, *, idle_s: float, max_age_s: float) -> None:
         self._budget = budget
-        self._idle_s = idle_s
         self._max_age_s = max_age_s
         self._blocks: dict[BlockKey, Block] = {}
         self._open: dict[ArrayKey, dict[BlockKey, None]] = {}
@@ -70,7 +59,7 @@ class Assembler:
         self._deliveries: OrderedDict[DeliveryId, _Delivery] = OrderedDict()
         self._stored = Stored(budget)
         self._buffers = Buffers(budget, arena)
-        self._pace: dict[ArrayKey, _Pace] = {}
+        self._paces = Paces(idle_s)
         self._sizes: Counter[int] = Counter()
         self._writing = 0
         self._tenure = 0
@@ -84,6 +73,11 @@ class Assembler:
     def writing(self) -> int:
         """Writes under way."""
         return self._writing
+
+    @property
+    def stores(self) -> set[str]:
+        """Stores that have such blocks."""
+        return {array.store for array in self._open}
 
     def deliveries(self) -> Iterator[DeliveryId]:
         """Iterate over the deliveries held, the oldest first."""
@@ -128,9 +122,7 @@ class Assembler:
         grid = layout.grid
         pieces = ((tile, piece) for tile in tiles for piece in grid.pieces(tile.box))
         self._deliveries[delivery] = _Delivery(since, array, layout, pieces, next(pieces, None))
-        pace = self._pace.setdefault(array, _Pace(now))
-        pace.gap = max(now - pace.last, pace.gap * _GAP_DECAY)
-        pace.last = now
+        self._paces.note(array, now)
         return self.resume(delivery)
 
     def resume(self, delivery: DeliveryId) -> bool:
@@ -278,8 +270,7 @@ class Assembler:
 
     def _idle(self, now: float, paused: Callable[[ArrayKey], bool]) -> tuple[Block, Reason] | None:
         for array, keys in self._open.items():
-            pace = self._pace[array]
-            if now - pace.last < max(self._idle_s, _GAPS_UNTIL_IDLE * pace.gap):
+            if not self._paces.is_idle(array, now):
                 continue
             for key in keys:
                 if self._ready(self._blocks[key], paused):
@@ -373,7 +364,7 @@ class Assembler:
         for key in self._open.get(array, ()):
             self._blocks[key].whole_base = False
         if not self.uses(array):
-            self._pace.pop(array, None)
+            self._paces.forget(array)
 
     def _returned(self, write: Write) -> Block:
         block = self._blocks[write.key]

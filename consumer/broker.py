@@ -15,25 +15,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
-import pika
 from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 
 from consumer.blocks import DeliveryId
-from consumer.connection import UNREADABLE_HEADERS, Connection, prepare_pika
+from consumer.connection import Connection, prepare_pika
+from consumer.copies import republishable
 from consumer.errors import ParkError
-from consumer.events import CONTENT_TYPE, Event
+from consumer.events import Event
 from consumer.message import Envelope
 from consumer.metrics import Metrics
 from consumer.outgoing import Letter, Outgoing
-from consumer.parking import parked_event, parked_properties
+from consumer.parking import parked_event
 from consumer.settings import Settings
 from consumer.topology import Topology, establish
+from consumer.watchdog import Watchdog
 
 # The owning thread's loop, which both connections share.
 Loop: TypeAlias = IOLoop
-_FRAME_OVERHEAD = 20
-_MAX_HEADER_DEPTH = 100
+# How long a new subscription on the same channel may take.
+_RENEWAL_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ class Broker:
             lost=self._lost,
             failed=lambda _error: metrics.reconnects.labels(connection="consume").inc(),
         )
+        self._watchdog = Watchdog(settings.stalled_s)
         self._draining = False
         self._giving_up = False
 
@@ -163,7 +165,15 @@ class Broker:
         dead-letter exchange, which is the same, and nobody is told of it. `done` is told whether
         the message is parked; it is then to be acknowledged.
         """
-        properties = self._republishable(delivery, error)
+        routing_key, headers = delivery.envelope.routing_key, delivery.envelope.headers
+        properties = republishable(
+            delivery.properties,
+            headers,
+            error,
+            routing_key=routing_key,
+            by=self._settings.consumer_name,
+            frame_max=self._consuming.frame_max,
+        )
         if properties is None:
             channel = self._channel_of(delivery.id)
             if channel is not None:
@@ -182,7 +192,7 @@ class Broker:
         copy = Letter(
             "park",
             self._topology.parking.name,
-            delivery.envelope.routing_key,
+            routing_key,
             body,
             properties,
             parked,
@@ -193,18 +203,7 @@ class Broker:
 
     def announce(self, event: Event, done: Callable[[bool], None]) -> None:
         """Publish an event; `done` is told when the broker has taken it."""
-        properties = pika.BasicProperties(
-            content_type=CONTENT_TYPE,
-            delivery_mode=2,
-            type=event.event,
-            message_id=event.identity,
-            app_id=self._settings.consumer_name,
-            timestamp=int(time.time()),
-        )
-        body = event.model_dump_json(exclude_none=True).encode()
-        exchange = self._topology.events.name
-        letter = Letter("announce", exchange, event.routing_key, body, properties, done)
-        self._outgoing.publish(letter)
+        self._outgoing.announce(event, self._topology.events.name, done)
 
     def round_trip(self, done: Callable[[bool], None]) -> None:
         """Ask the broker something; `done` is told whether it answered while it delivers to us.
@@ -228,6 +227,24 @@ class Broker:
         """Give up the channel with all its deliveries, and subscribe again."""
         self._giving_up = True
         self._consuming.reset(reason, hold=hold)
+
+    def watch(self, *, idle: bool) -> None:
+        """Subscribe anew where messages wait and none comes; call it a few times a second.
+
+        Parameters
+        ----------
+        idle : bool
+            Whether no delivery is held.
+        """
+        channel, now = self._asking, time.monotonic()
+        if not idle or not self._consumer_tag or self._giving_up:
+            self._watchdog.note_busy(now)
+        elif channel is not None and channel.is_open and self._watchdog.is_due(now):
+            channel.queue_declare(
+                self._topology.partition.name,
+                passive=True,
+                callback=lambda frame: self._on_waiting(channel, frame.method),
+            )
 
     def cancel(self) -> None:
         """Ask for no more deliveries; those that came stay ours."""
@@ -298,8 +315,33 @@ class Broker:
 
     def _on_subscribed(self, tag: str) -> None:
         self._consumer_tag = tag
+        self._watchdog.note_subscribed(time.monotonic())
         self._consuming.works()
         log.info("subscribed", extra={"queue": self._topology.partition.name, "consumer_tag": tag})
+
+    def _on_waiting(self, channel: Channel, found: Any) -> None:
+        ready, consumers = found.message_count, found.consumer_count
+        current = channel is self._asking and not self._giving_up and self._consumer_tag
+        if not current or not self._watchdog.answered(ready, consumers, time.monotonic()):
+            return
+        log.info(
+            "messages wait and none comes; subscribing anew",
+            extra={"queue": found.queue, "ready": ready, "consumers": consumers},
+        )
+        self._metrics.resubscribed.inc()
+        self._renew()
+
+    def _renew(self) -> None:
+        channel, tag = self._channel, self._consumer_tag
+        if channel is None or not channel.is_open:
+            return
+        self._consumer_tag = ""
+        channel.basic_cancel(tag, callback=lambda _frame: self._subscribe())
+        self._loop.call_later(_RENEWAL_S, partial(self._check_renewed, channel))
+
+    def _check_renewed(self, channel: Channel) -> None:
+        if channel is self._channel and not self._consumer_tag and not self._draining:
+            self.reset("the broker does not answer a cancelled subscription")
 
     def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         receiver = self._receiver
@@ -315,6 +357,7 @@ class Broker:
             channel.basic_reject(identity.tag, requeue=False)
             return
         self._unsettled[identity.tag] = None
+        self._watchdog.note_delivery(time.monotonic())
         receiver.deliver(delivery, body)
 
     def _lost(self) -> None:
@@ -329,26 +372,6 @@ class Broker:
         if had_channel and self._receiver is not None:
             self._receiver.channel_lost()
 
-    def _republishable(self, delivery: Delivery, error: ParkError) -> Any:
-        headers = delivery.envelope.headers
-        if UNREADABLE_HEADERS in headers or not _is_flat(headers):
-            return None
-        try:
-            properties = pika.BasicProperties(
-                **parked_properties(
-                    delivery.properties,
-                    error,
-                    parking_id=secrets.token_hex(8),
-                    routing_key=delivery.envelope.routing_key,
-                    by=self._settings.consumer_name,
-                )
-            )
-            size = sum(map(len, properties.encode())) + _FRAME_OVERHEAD
-        except Exception:  # whatever a foreign header made of pika's encoder
-            log.exception("a parked message's properties cannot be encoded; rejecting it")
-            return None
-        return properties if size <= self._consuming.frame_max else None
-
 
 def _delivery(identity: DeliveryId, method: Any, properties: Any) -> Delivery:
     headers = properties.headers or {}
@@ -362,17 +385,6 @@ def _delivery(identity: DeliveryId, method: Any, properties: Any) -> Delivery:
     counted = headers.get("x-delivery-count")
     count = counted if isinstance(counted, int) else int(method.redelivered)
     return Delivery(identity, envelope, properties, count)
-
-
-def _is_flat(headers: Any) -> bool:
-    """Whether header tables and lists are nested little enough for pika's recursive encoder."""
-    level = [headers]
-    for _ in range(_MAX_HEADER_DEPTH):
-        nested = [v for v in level if isinstance(v, dict | list)]
-        if not nested:
-            return True
-        level = [x for v in nested for x in (v.values() if isinstance(v, dict) else v)]
-    return False
 
 
 def _text(value: Any) -> str | None:

@@ -10,8 +10,10 @@ from consumer import __version__
 # Each is a module of its own in `consumer.commands`, and none loads those of the others.
 COMMANDS = {
     "run": "consume tiles until SIGTERM",
+    "doctor": "check output root, RabbitMQ and packages",
     "status": "show how much of each array is written",
     "missing": "list what of an array is not written yet",
+    "verify": "read back what is written of an array",
     "wait": "wait until an array is complete",
     "reset": "forget what is written of an array",
     "publish": "publish an image tile by tile",

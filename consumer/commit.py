@@ -42,12 +42,12 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
-from consumer.errors import Fenced
+from consumer.errors import Fenced, ParkError
 from consumer.files import (
     Folders,
     despite_races,
@@ -69,6 +69,9 @@ Step = Callable[[str], None]
 LEDGER_FOLDER = "ledger"
 _EPOCHS_FOLDER = "epochs"
 _FENCED_FOLDER = "fenced"
+_PROBE = "probe-"
+# Older ones are of consumers that were killed meanwhile; one that hangs so long is begun anew.
+_PROBE_AGE_S = 60.0
 # So often is looked whether all earlier epochs are gone.
 _LOOKS = 100
 # A network file system says ESTALE of what somebody else removed.
@@ -87,7 +90,7 @@ class Commit:
     """
 
     def __init__(
-        self, root: Path, store: str, epochs: "_Epochs", folders: Folders, file_mode: int
+        self, root: Path, store: str, epochs: "Epochs", folders: Folders, file_mode: int
     ) -> None:
         self._name = store
         self._store = root / store
@@ -130,7 +133,7 @@ class Commit:
             Where a symbolic link stands below the output root.
         """
         folders = Folders(root, folder_mode)
-        epochs = _Epochs(root / STATE_FOLDER / store, folders, step)
+        epochs = Epochs(root / STATE_FOLDER / store, folders, step)
         return cls(root, store, epochs, folders, file_mode)
 
     @property
@@ -145,6 +148,18 @@ class Commit:
         except OSError as error:
             if error.errno in _GONE:
                 raise Fenced(f"{self._name}: the epoch {self.epoch} is over") from None
+            raise
+
+    @contextlib.contextmanager
+    def judging(self) -> Iterator[None]:
+        """Raise Fenced instead of what speaks against a message where the epoch is over.
+
+        Then it was found while another had the store, who may have been writing just that.
+        """
+        try:
+            yield
+        except (ParkError, FileNotFoundError):
+            self.check()
             raise
 
     def commit(
@@ -257,7 +272,7 @@ class Commit:
         away.unlink(missing_ok=True)
 
 
-class _Epochs:
+class Epochs:
     """The epochs of one store."""
 
     def __init__(self, state: Path, folders: Folders, step: Step) -> None:
@@ -267,7 +282,8 @@ class _Epochs:
         self._folders = folders
 
     def take(self, store: str) -> Path:
-        own = despite_races(self._make)
+        """Make an epoch and end all others; return its folder."""
+        own = despite_races(self.make)
         try:
             for _ in range(_LOOKS):
                 lower = self._lower(own)
@@ -286,11 +302,13 @@ class _Epochs:
             raise
 
     def release(self, own: Path) -> None:
+        """End an epoch."""
         self._remove(own)
         for folder in (self._fenced, self._live):
             remove_empty(folder, self._folders.root)
 
-    def _make(self) -> Path:
+    def make(self) -> Path:
+        """Make an epoch above all others; return its folder."""
         self._folders.make(self._live)
         self.step("take.list")
         number = max((_order(name)[0] for name in listed(self._live)), default=0) + 1
@@ -338,12 +356,21 @@ def probe(root: Path) -> None:
 
 def _probe(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    first, second = (folder / f"probe-{secrets.token_hex(8)}" for _ in range(2))
+    first, second = (folder / f"{_PROBE}{secrets.token_hex(8)}" for _ in range(2))
     try:
         write_file(first, [b"probe"], 0o600)
         first.rename(second)
         sync_folder(folder)
+        _sweep_probes(folder, second.stat().st_mtime - _PROBE_AGE_S)
     finally:
         for path in (first, second):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _sweep_probes(folder: Path, before: float) -> None:
+    for name in listed(folder):
+        # It may be a store's folder; and others sweep too.
+        with contextlib.suppress(OSError):
+            if name.startswith(_PROBE) and (folder / name).lstat().st_mtime < before:
+                (folder / name).unlink()

@@ -372,8 +372,10 @@ def _with_floats(encode: Callable[[list[bytes], Any], int]) -> Callable[[list[by
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Return what is behind pika's summary of several attempts."""
-    attempts = getattr(error, "exceptions", None)
+    """Return what is behind pika's summary of several attempts, or of the last of them."""
+    attempts = getattr(error, "exceptions", None) or [
+        inner for inner in error.args if isinstance(inner, BaseException)
+    ]
     cause = attempts[-1] if attempts else error
     inner = getattr(cause, "exception", None)
     return inner if isinstance(inner, BaseException) else cause

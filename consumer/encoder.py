@@ -9,6 +9,9 @@ into memory and taken from there: slower, but whatever zarr can write works.
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import add, mul
+from os import SEEK_END
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -73,9 +76,16 @@ class Encoder:
             return self._through_memory(block, buffer, regions)
         objects: dict[str, Parts | None] = {}
         for number in self._numbers(regions):
-            file = _voxels(Box(number, tuple(i + 1 for i in number)), self._grid)
+            file = self._grid.file_box(number)
             objects[self._key(number)] = self._file.encode(buffer[file.shifted(block.start).slices])
         return objects
+
+    def chunks_left_out(self, file: Path) -> list[Box]:
+        """Return the chunks that a stored shard does not hold, as boxes relative to the shard.
+
+        None are told where files are no shards, or zarr's codecs cannot be called in place.
+        """
+        return self._file.left_out(file) if isinstance(self._file, _Shard) else []
 
     def _through_memory(
         self, block: Box, buffer: npt.NDArray[Any], regions: Iterable[Box]
@@ -111,8 +121,10 @@ class _Chunk:
     def __init__(self, codecs: Sequence[Any], spec: Any) -> None:
         self._spec = spec
         self._steps: list[tuple[Any, Any]] = []
+        self._back: list[tuple[Any, Any]] = []
         for codec in codecs:
             self._steps.append((codec._encode_sync, spec))  # noqa: SLF001 - zarr's, without a loop
+            self._back.append((codec._decode_sync, spec))  # noqa: SLF001 - as above
             spec = codec.resolve_metadata(spec)
 
     def encode(self, values: npt.NDArray[Any]) -> Parts | None:
@@ -130,6 +142,14 @@ class _Chunk:
         for step, of_step in self._steps:
             encoded = step(encoded, of_step)
         return [_bytes_of(encoded)]
+
+    def decode(self, content: bytes) -> npt.NDArray[Any]:
+        """Return a chunk."""
+        decoded: Any = self._spec.prototype.buffer.from_bytes(content)
+        for step, of_step in reversed(self._back):
+            decoded = step(decoded, of_step)
+        values: npt.NDArray[Any] = decoded.as_numpy_array()
+        return values
 
 
 class _Shard:
@@ -182,6 +202,21 @@ class _Shard:
             return None
         encoded = self._index_parts(index)
         return [*encoded, *parts] if self._index_first else [*parts, *encoded]
+
+    def left_out(self, path: Path) -> list[Box]:
+        """Return the chunks that a stored shard does not hold, or that lie beyond its end."""
+        size = _size(self._index_parts(np.zeros((*self._counts, 2), np.uint64)))
+        with path.open("rb") as file:
+            end = file.seek(0, SEEK_END)
+            file.seek(0 if self._index_first else max(0, end - size))
+            index = self._index.decode(file.read(size))
+        offset, length = index[..., 0], index[..., 1]
+        held = (offset <= end) & (length <= end - np.minimum(offset, end)) & (length > 0)
+        return [self._chunk_box(number) for number in np.argwhere(~held).tolist()]
+
+    def _chunk_box(self, number: Sequence[int]) -> Box:
+        start = tuple(map(mul, number, self._shape))
+        return Box(start, tuple(map(add, start, self._shape)))
 
     def _index_parts(self, index: npt.NDArray[np.uint64]) -> Parts:
         parts = self._index.encode(index)

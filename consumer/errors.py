@@ -17,6 +17,7 @@
     │   ├── RunConflict
     │   ├── DamagedBlock
     │   ├── StoreNotWritable
+    │   ├── KillsConsumer
     │   └── Unexpected
     ├── RetryError             retry: keep it unacknowledged, go on when the fault clears
     │   ├── StorageFault
@@ -154,6 +155,12 @@ class StoreNotWritable(ParkError):
     """This store cannot be written, whereas its root can."""
 
     reason = "store_not_writable"
+
+
+class KillsConsumer(ParkError):
+    """Consumers were killed time and again while they handled the message and nothing else."""
+
+    reason = "kills_consumer"
 
 
 class Unexpected(ParkError):

@@ -1,6 +1,7 @@
 """What is known of failures: which stores are left alone for a while, which blocks for good."""
 
 import random
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from consumer.placement import Grid
 
 _FIRST_RETRY_S = 0.5
 _CONDEMNED_S = 60.0
+# So often in a row may others take a store before something must be wrong with the subscription.
+_MOST_LOSSES = 5
 
 
 @dataclass(slots=True)
@@ -25,6 +28,7 @@ class Faults:
     def __init__(self, longest_s: float) -> None:
         self._longest_s = longest_s
         self._faults: dict[str, _Fault] = {}
+        self._losses: Counter[str] = Counter()
 
     def __bool__(self) -> bool:
         return bool(self._faults)
@@ -32,14 +36,32 @@ class Faults:
     def note(self, store: str, now: float) -> float:
         """Take note of a fault; return how long the store is left alone, in seconds."""
         fault = self._faults.setdefault(store, _Fault(now, 0))
-        most = min(self._longest_s, _FIRST_RETRY_S * 2.0**fault.failures)
+        most = min(
+            self._longest_s, _FIRST_RETRY_S * 2.0 ** max(fault.failures, self._losses[store])
+        )
         wait = random.uniform(most / 2, most)  # noqa: S311 - jitter
         fault.until, fault.failures = now + wait, min(fault.failures + 1, 16)
         return wait
 
+    def note_loss(self, store: str) -> bool:
+        """Take note that another took the store; return whether that is once too often.
+
+        In a row: nothing was written between. Then the count begins anew.
+        """
+        self._losses[store] += 1
+        if self._losses[store] < _MOST_LOSSES:
+            return False
+        del self._losses[store]
+        return True
+
     def clear(self, store: str) -> bool:
-        """Take note that the store works; return whether it did not before."""
+        """Take note that the store can be opened; return whether it failed before."""
         return self._faults.pop(store, None) is not None
+
+    def note_written(self, store: str) -> bool:
+        """Take note that the store works; return whether it did not before."""
+        self._losses.pop(store, None)
+        return self.clear(store)
 
     def paused(self, store: str, now: float) -> bool:
         """Whether the store is to be left alone."""

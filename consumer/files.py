@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -77,16 +78,37 @@ class Folders:
         yield folder
 
 
-def side_by_side(work: Callable[[Item], None], items: Iterable[Item]) -> None:
-    """Do the work for every item, and return or raise only when none of it runs any more."""
-    items = list(items)
-    if len(items) == 1:
-        work(items[0])
+def side_by_side(work: Callable[[Item], None], items: Collection[Item]) -> None:
+    """Do the work for every item, and return or raise only when none of it runs any more.
+
+    After an error nothing more is begun.
+    """
+    if len(items) < 2:
+        for item in items:
+            work(item)
         return
-    running = [_files.submit(work, item) for item in items]
+    left = deque(items)
+
+    def work_off() -> None:
+        try:
+            while item := _taken(left):
+                work(*item)
+        except BaseException:
+            left.clear()
+            raise
+
+    running = [_files.submit(work_off) for _ in range(min(len(left), _FILES_AT_ONCE))]
     wait(running)
     for ended in running:
         ended.result()
+
+
+def _taken(left: deque[Item]) -> tuple[Item] | tuple[()]:
+    """Take an item, while other threads do the same."""
+    try:
+        return (left.popleft(),)
+    except IndexError:
+        return ()
 
 
 def refuse_links(paths: Iterable[Path]) -> None:

@@ -24,16 +24,19 @@ from consumer.errors import (
     ParkError,
     StopError,
     StoreRemoved,
-    Unexpected,
 )
+from consumer.failpoints import ACKNOWLEDGE, PLACE, Failpoints
 from consumer.faults import Condemned, Faults
-from consumer.handles import Handle, Handles, key_of
+from consumer.handles import Handle, Handles
 from consumer.inbox import Held, Inbox
-from consumer.message import Message, Outline, decode
+from consumer.intake import Intake
+from consumer.lone import Lone, suspect
 from consumer.metrics import Metrics
+from consumer.refusals import Refusals
+from consumer.requests import Opened, Written
 from consumer.scratch import Scratch
 from consumer.settings import Settings
-from consumer.storage import Opened, Storage, Written
+from consumer.storage import Storage
 
 # So many that workers encode while others wait for the disk.
 WRITES_PER_WORKER = 4
@@ -96,10 +99,46 @@ class Flow:
             broker, storage, self._acknowledge, interval_s=settings.progress_s
         )
         self._held: dict[DeliveryId, Held] = {}
-        self._parking: set[DeliveryId] = set()
         self._condemned = Condemned()
         self._faults = Faults(settings.retry_max_s)
-        self._starved = False
+        self._failpoints = Failpoints(settings.failpoints, lambda: storage.pid)
+        self._refusals = Refusals(
+            broker,
+            storage,
+            self._inbox,
+            self._handles,
+            self._held,
+            metrics,
+            parked=self._note_parked,
+            advance=self.advance,
+        )
+        self._lone = Lone(
+            settings,
+            storage,
+            self._inbox,
+            self.assembler,
+            self._handles,
+            self._faults,
+            self._held,
+            metrics,
+            paused=lambda store: self._faulty(store, clock()),
+            park=self._refusals.park,
+            failed=self._failed,
+            advance=self.advance,
+            clock=clock,
+        )
+        self._intake = Intake(
+            self._inbox,
+            self.assembler,
+            self._handles,
+            self._condemned,
+            metrics,
+            max_bytes=settings.max_message_bytes,
+            lets_in=self._lone.lets_in,
+            park=self._refusals.park,
+            before=partial(self._failpoints.reach, PLACE),
+            clock=clock,
+        )
         self._draining = False
         # Idle is what only time brings about, so it is looked for at each tick until none is left.
         self._look_for_idle = False
@@ -109,7 +148,7 @@ class Flow:
 
     def deliver(self, delivery: Delivery, body: bytes) -> None:
         """Take a delivery."""
-        held = Held(delivery, self._clock())
+        held = Held(delivery, self._clock(), fingerprint=suspect(delivery, body))
         self._held[delivery.id] = held
         self._metrics.deliveries.inc()
         self._metrics.redeliveries.inc(delivery.count > 0)
@@ -134,8 +173,9 @@ class Flow:
             if handle.array is not None:
                 self._storage.close_array(handle.key)
         self._handles.reopen_all()
+        self._lone.lost()
         self._held.clear()
-        self._starved = False
+        self._intake.starved = False
 
     def advance(self) -> None:
         """Do all that can be done now."""
@@ -147,10 +187,12 @@ class Flow:
             while self._again:
                 self._again = False
                 if not self._draining:
-                    self._take_in()
+                    self._intake.take()
                     self._inbox.load()
                 self._open_arrays()
                 self._start_writes()
+                if not self._draining:
+                    self._lone.advance()
         finally:
             self._advancing = False
 
@@ -191,77 +233,19 @@ class Flow:
     @property
     def drained(self) -> bool:
         """Whether nothing is left that could be written, parked or announced."""
-        busy = self.assembler.open_blocks or self._parking or self._announcer.busy
+        busy = self.assembler.open_blocks or self._refusals.busy or self._announcer.busy
         return not busy
+
+    @property
+    def idle(self) -> bool:
+        """Whether no delivery is held."""
+        return not self._held
 
     def close(self) -> None:
         """Let go of every array."""
+        self._lone.end()
         for handle in self._handles:
             self._storage.close_array(handle.key)
-
-    def _take_in(self) -> None:
-        self._starved = False
-        while (held := self._inbox.head()) is not None:
-            try:
-                gone = self._place(held)
-            except ParkError as error:
-                self._refuse(held, error)
-                continue
-            except Exception as error:
-                log.exception("unexpected error while placing a message")
-                self._refuse(held, Unexpected(f"{type(error).__name__}: {error}"))
-                continue
-            if not gone:
-                self._starved = True
-                return
-            self._inbox.pop()
-
-    def _refuse(self, held: Held, error: ParkError) -> None:
-        self._inbox.pop()
-        self.assembler.forget([held.delivery.id])
-        self._park(held, error)
-
-    def _place(self, held: Held) -> bool:
-        """Place a delivery's tiles; return whether it has left the inbox."""
-        if held.placing:
-            return self._placed(held, self.assembler.resume(held.delivery.id))
-        message = held.message or self._decoded(held)
-        outline = held.outline or message.outline
-        handle = self._handles.of(outline)
-        if handle.array is None:
-            self._inbox.forget_decoded(held)
-            handle.waiting.append(held)
-            return True
-        self._check(handle, handle.array, outline)
-        held.placing = True
-        self._metrics.tiles.inc(len(message.tiles))
-        done = self.assembler.add(
-            held.delivery.id,
-            handle.key,
-            handle.array.layout,
-            message.tiles,
-            since=held.since,
-            now=self._clock(),
-        )
-        return self._placed(held, done)
-
-    def _placed(self, held: Held, done: bool) -> bool:
-        if done:
-            self._inbox.release(held)
-        return done
-
-    def _decoded(self, held: Held) -> Message:
-        assert held.body is not None
-        limit = self._settings.max_message_bytes
-        message = decode(held.delivery.envelope, held.body, max_bytes=limit)
-        self._inbox.note_decoded(held, message)
-        return message
-
-    def _check(self, handle: Handle, array: StoredArray, outline: Outline) -> None:
-        array.check(outline.entry)
-        outline.check(array.layout)
-        self._condemned.check(handle.key, array.layout.grid, outline.boxes)
-        handle.claim(outline)
 
     def _open_arrays(self) -> None:
         now = self._clock()
@@ -321,7 +305,7 @@ class Flow:
         elif isinstance(error, ParkError) and opened_for is not None:
             # Where the channel was lost meanwhile, the message comes again and is refused then.
             if handle.waiting and handle.waiting[0] is opened_for:
-                self._park(handle.waiting.popleft(), error)
+                self._refusals.park(handle.waiting.popleft(), error)
         elif error is not None:
             self._failed(handle.key.store, "open", error)
         self.advance()
@@ -331,8 +315,8 @@ class Flow:
         while self.assembler.writing < self._settings.workers * WRITES_PER_WORKER:
             write = self.assembler.next_write(
                 now,
-                pressure=self._starved or self._prefetch_exhausted(),
-                drain=self._draining,
+                pressure=self._intake.starved or self._prefetch_exhausted(),
+                drain=self._draining or self._lone.flushes,
                 idle=self._look_for_idle,
                 paused=lambda array: self._paused(array, now),
             )
@@ -341,7 +325,10 @@ class Flow:
                 return
             handle = self._handles.get(write.key.array)
             self._storage.write(
-                write, partial(self._written, write), source=handle.source, run=handle.run
+                write,
+                partial(self._written, write, array=handle.array),
+                source=handle.source,
+                run=handle.run,
             )
 
     def _prefetch_exhausted(self) -> bool:
@@ -351,12 +338,20 @@ class Flow:
         return self._handles.opened(array) is None or self._faulty(array.store, now)
 
     def _faulty(self, store: str, now: float) -> bool:
-        return not self._storage.root_writable or self._faults.paused(store, now)
+        paused = self._faults.paused(store, now) or self._lone.leaves_alone(store)
+        return paused or not self._storage.root_writable
 
-    def _written(self, write: Write, written: Written | None, error: ConsumerError | None) -> None:
+    def _written(
+        self,
+        write: Write,
+        written: Written | None,
+        error: ConsumerError | None,
+        *,
+        array: StoredArray | None = None,
+    ) -> None:
         store = write.key.array.store
         if written is not None:
-            if self._faults.clear(store):
+            if self._faults.note_written(store):
                 log.info("the store works again", extra={"store": store})
             self._metrics.wrote(write, written.encoded, written.committed, written.seconds)
             self._settle(write.key.array, written, self.assembler.wrote(write))
@@ -365,7 +360,10 @@ class Flow:
         elif error is not None:
             current = self.assembler.is_current(write)
             self.assembler.failed(write)
-            if current or not isinstance(error, Fenced):
+            if isinstance(error, Fenced) and array is not self._handles.opened(write.key.array):
+                # Lost together with others, when the store was another time open.
+                self.assembler.forget_stored(write.key.array)
+            elif current or not isinstance(error, Fenced):
                 self._failed(store, "write", error)
         self.advance()
 
@@ -405,6 +403,7 @@ class Flow:
         if isinstance(error, StoreRemoved | Fenced):
             for array in self._handles.reopen(store):
                 self.assembler.forget_stored(array)
+        too_often = isinstance(error, Fenced) and self._faults.note_loss(store)
         wait = self._faults.note(store, self._clock())
         self._metrics.retries.labels(operation=operation).inc()
         log.warning(
@@ -416,9 +415,12 @@ class Flow:
                 "wait_s": round(wait, 2),
             },
         )
+        if too_often:
+            self._give_up(f"{store} was taken by another consumer again and again")
 
     def _acknowledge(self, identity: DeliveryId) -> None:
         held = self._held.pop(identity, None)
+        self._failpoints.reach(ACKNOWLEDGE)
         if held is None or not self._broker.acknowledge(identity):
             return
         self._metrics.acknowledged.inc()
@@ -428,45 +430,8 @@ class Flow:
         self._metrics.latency_seconds.observe(max(0.0, now - sent))
         self._metrics.last_acknowledged.set(now)
 
-    def _park(self, held: Held, error: ParkError) -> None:
-        delivery = held.delivery
-        log.warning(
-            "message parked",
-            extra={
-                "reason": error.reason,
-                "detail": str(error),
-                "routing_key": delivery.envelope.routing_key,
-                "message_id": delivery.properties.message_id,
-                "app_id": delivery.properties.app_id,
-            },
-        )
-        assert held.body is not None
-        self._inbox.forget_decoded(held)
-        self._parking.add(delivery.id)
-        self._broker.park(delivery, held.body, error, partial(self._parked, held, error.reason))
-
-    def _parked(self, held: Held, reason: str, confirmed: bool) -> None:
-        outline = held.outline
-        self._inbox.release(held)
-        if not confirmed:
-            self._parking.discard(held.delivery.id)
-            return
-        self._metrics.parked.labels(reason=reason).inc()
-        done = partial(self._settle_parked, held.delivery.id)
-        handle = self._handles.find(key_of(outline)) if outline else None
-        if outline and handle and handle.array:
-            # Whoever waits for the array learns so that something of it will not come.
-            self._storage.remark(handle.key, done, parked=len(outline.boxes))
-        else:
-            done(None, None)
-
-    def _settle_parked(
-        self, identity: DeliveryId, _written: Written | None, _error: ConsumerError | None
-    ) -> None:
-        self._parking.discard(identity)
-        if self._held.pop(identity, None) is not None:
-            self._broker.acknowledge(identity)
-        self.advance()
+    def _note_parked(self, held: Held) -> None:
+        self._lone.note_parked(held)
 
     def _give_up(self, reason: str) -> None:
         """Let the broker deliver everything again."""

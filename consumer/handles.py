@@ -89,6 +89,11 @@ class Handles:
         """Arrays that are open."""
         return sum(handle.array is not None for handle in self)
 
+    @property
+    def opening(self) -> bool:
+        """Whether an array is being opened."""
+        return bool(self._opening)
+
     def of(self, outline: Outline) -> Handle:
         """Return the handle of a message's array, as the one used last."""
         key = key_of(outline)

@@ -1,5 +1,6 @@
 """Deliveries that are not placed yet, in order: a part in memory, the rest in the scratch file."""
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -34,6 +35,8 @@ class Held:
         if it takes more memory than the body.
     placing : bool
         Whether some of its tiles are placed, and the rest waits for room.
+    fingerprint : str or None
+        As `consumer.lone.suspect` says.
     """
 
     delivery: Delivery
@@ -43,6 +46,7 @@ class Held:
     message: Message | None = None
     outline: Outline | None = None
     sent_ms: int | None = None
+    fingerprint: str | None = None
     placing: bool = False
 
 
@@ -137,6 +141,15 @@ class Inbox:
         if self._queue and self._queue[0].body is not None:
             return self._queue[0]
         return None
+
+    def first(self) -> Held | None:
+        """Return the delivery to be placed next, wherever its body is."""
+        return self._queue[0] if self._queue else None
+
+    def suspects(self, most: int) -> list[Held]:
+        """Return the suspects that come first, up to another delivery."""
+        suspects = itertools.takewhile(lambda held: held.fingerprint is not None, self._queue)
+        return list(itertools.islice(suspects, most))
 
     def pop(self) -> None:
         """Remove the head."""

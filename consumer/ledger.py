@@ -103,7 +103,7 @@ class Ledger:
         return self.missing_blocks == 0
 
     @property
-    def filled(self) -> int:
+    def filled_voxels(self) -> int:
         """Voxels that are filled."""
         return self._filled
 
@@ -139,6 +139,26 @@ class Ledger:
     def missing(self) -> Iterator[Box]:
         """Yield disjoint boxes in the array that make up what is not filled."""
         return joined(self._missing())
+
+    @property
+    def filled_blocks(self) -> int:
+        """Blocks of which something is filled."""
+        return self._whole + sum(len(segment.partly) for segment in self._segments.values())
+
+    def filled(self) -> Iterator[tuple[Box, Coverage]]:
+        """Yield, in order, the blocks of which something is filled: the box, and what of it."""
+        for first, stop, known in self._all_known():
+            for number in range(first, stop):
+                block = self._numbering.box(number)
+                whole = known == WHOLE
+                yield block, Coverage([Box.of_shape(block.shape)] if whole else boxes_of(known))
+
+    def covers(self, box: Box) -> bool:
+        """Whether every voxel of a box in the array is filled."""
+        return all(
+            self.is_whole(piece.block) or self.of(piece.block).covers(piece.inside)
+            for piece in self._header.grid.pieces(box)
+        )
 
     # -- a round --------------------------------------------------------------------------------
 

@@ -27,6 +27,10 @@ class Metrics:
             "When a delivery was last acknowledged.",
         )
         self.parked = self._counter("deliveries_parked", "Deliveries parked.", "reason")
+        self.handled_alone = self._counter(
+            "deliveries_handled_alone",
+            "Deliveries handled with nothing else under way but their like: suspected of kills.",
+        )
         self.tiles = self._counter("placed", "Tiles placed into blocks.")
         self.bytes_in = self._counter("received_bytes", "Bytes of bodies received.")
         self.bytes_stitched = self._counter(
@@ -63,6 +67,9 @@ class Metrics:
             "retries", "Operations to be tried again after a fault.", "operation"
         )
         self.reconnects = self._counter("reconnects", "Connections lost or refused.", "connection")
+        self.resubscribed = self._counter(
+            "resubscribed", "New subscriptions since messages waited and none came."
+        )
         self.subscribed = self._gauge("subscribed", "1 while subscribed to the queue.")
         self.root_writable = self._gauge("root_writable", "1 while the probe write succeeds.")
         self._stitched = self._encoded = 0
@@ -89,7 +96,7 @@ class Metrics:
             self.blocks_written.labels(reason=flush.value)
         for kind in KINDS:
             self.held_bytes.labels(kind=kind)
-        for operation in ("write", "open", "park", "announce"):
+        for operation in ("write", "open", "park", "announce", "lone"):
             self.retries.labels(operation=operation)
         for connection in ("consume", "publish"):
             self.reconnects.labels(connection=connection)

@@ -1,6 +1,7 @@
 """What the consumer publishes, on a connection of its own: each message until it is confirmed."""
 
 import logging
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 
 from consumer.connection import Connection
+from consumer.events import CONTENT_TYPE, Event
 from consumer.metrics import Metrics
 from consumer.parking import PARKING_ID
 from consumer.settings import Settings
@@ -74,6 +76,19 @@ class Outgoing:
         """Publish a message, now or as soon as that can be."""
         self._waiting.append(letter)
         self._advance()
+
+    def announce(self, event: Event, exchange: str, done: Callable[[bool], None]) -> None:
+        """Publish an event."""
+        properties = pika.BasicProperties(
+            content_type=CONTENT_TYPE,
+            delivery_mode=2,
+            type=event.event,
+            message_id=event.identity,
+            app_id=self._settings.consumer_name,
+            timestamp=int(time.time()),
+        )
+        body = event.model_dump_json(exclude_none=True).encode()
+        self.publish(Letter("announce", exchange, event.routing_key, body, properties, done))
 
     def drop_waiting(self) -> None:
         """Let go of what was not sent yet and will be asked for again."""

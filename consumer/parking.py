@@ -49,11 +49,13 @@ def parked_properties(
 def parked_event(properties: Any) -> TileParked:
     """Return the event that tells of a parked message, by the properties of its copy."""
     said = {
-        name.removeprefix(HEADER_PREFIX).replace("-", "_"): value
-        for name, value in properties.headers.items()
-        if name.startswith(HEADER_PREFIX)
+        name: properties.headers[f"{HEADER_PREFIX}{name.replace('_', '-')}"]
+        for name in ("reason", "detail", "parked_ms", "parked_by", "parking_id", "routing_key")
     }
-    return TileParked(store=said.pop("routing_key"), message_id=properties.message_id, **said)
+    identity = properties.message_id
+    if isinstance(identity, bytes):  # as pika leaves what is not UTF-8
+        identity = identity.decode(errors="replace")
+    return TileParked(store=said.pop("routing_key"), message_id=identity, **said)
 
 
 def _foreign(headers: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,11 @@ class Grid:
         start = tuple(map(mul, index, self.block))
         return Box(start, tuple(map(min, map(add, start, self.block), self.shape)))
 
+    def file_box(self, number: tuple[int, ...]) -> Box:
+        """Return the box in the array of the file of that number along each axis."""
+        start = tuple(map(mul, number, self.file))
+        return Box(start, tuple(map(min, map(add, start, self.file), self.shape)))
+
     def files(self, box: Box) -> Iterator[tuple[int, ...]]:
         """Yield the numbers of the files that `box` touches, along each axis."""
         return itertools.product(

@@ -17,7 +17,7 @@ from consumer.arrays import OpenArray
 from consumer.coverage import Box, Coverage
 from consumer.encoder import Objects, size, touched_files
 from consumer.ledger import Files, Ledger
-from consumer.storage import Remark, WriteBlock, Written
+from consumer.requests import Remark, WriteBlock, Written
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ def encode(array: WritableArray, write: WriteBlock, buffer: npt.NDArray[Any]) ->
     """Encode a block; what is stored is read only where the buffer has holes, and put there."""
     started = monotonic()
     if write.merge:
-        stored = array.open.read(write.box)
+        with array.open.store.commit.judging():
+            stored = array.open.read(write.box)
         for hole in Coverage(write.filled).missing(Box.of_shape(write.box.shape)):
             buffer[hole.slices] = stored[hole.slices]
     objects = array.open.encoder.encode(write.box, buffer, write.filled)
@@ -74,13 +75,15 @@ def commit(blocks: Sequence[Encoded]) -> list[Written]:
     """
     started = monotonic()
     arrays = {block.array.open.key.path: block.array for block in blocks}
-    for array in arrays.values():
-        array.open.metadata.make()
-        array.open.metadata.require()
+    owned = blocks[0].array.open.store.commit
+    with owned.judging():
+        for array in arrays.values():
+            array.open.metadata.make()
+            array.open.metadata.require()
     objects = {key: parts for block in blocks for key, parts in block.objects.items()}
     try:
         ledgers = _ledger_files(blocks, arrays.values())
-        blocks[0].array.open.store.commit.commit(objects, ledgers, standing=arrays.keys())
+        owned.commit(objects, ledgers, standing=arrays.keys())
         for array in arrays.values():
             array.open.metadata.require()
     except BaseException:
@@ -105,7 +108,9 @@ def now_ms() -> int:
 
 def _written(block: Encoded, seconds: float) -> Written:
     ledger = block.array.ledger
-    return Written(block.nbytes, size(block.objects), seconds, ledger.filled, unannounced(ledger))
+    return Written(
+        block.nbytes, size(block.objects), seconds, ledger.filled_voxels, unannounced(ledger)
+    )
 
 
 def _ledger_files(blocks: Iterable[Encoded], arrays: Iterable[WritableArray]) -> Files:

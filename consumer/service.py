@@ -14,9 +14,10 @@ from http.server import ThreadingHTTPServer
 
 from consumer.arena import Arena, give_memory_back
 from consumer.broker import Broker, Loop
-from consumer.commit import probe
 from consumer.connection import check_credentials
 from consumer.errors import ConsumerError, StopError, UnusableRoot, UnusableSettings
+from consumer.filesystem import examine
+from consumer.findings import Verdict
 from consumer.flow import Flow
 from consumer.health import Health, serve
 from consumer.metrics import Metrics
@@ -104,6 +105,7 @@ class Service:
         if self._signalled and not self._health.draining:
             self._drain()
         self._flow.tick()
+        self._broker.watch(idle=self._flow.idle)
         self._probe(now)
         if self._ended(now):
             self._loop.stop()
@@ -189,6 +191,8 @@ def run(settings: Settings) -> int:
     unknown = unknown_variables(settings)
     if unknown:
         log.warning("environment variables that are no settings", extra={"variables": unknown})
+    if settings.failpoints:
+        log.warning("failpoints are set, for tests", extra={"failpoints": settings.failpoints})
     check_credentials(settings)
     check_root(settings)
     give_memory_back()
@@ -208,7 +212,7 @@ def unknown_variables(settings: Settings) -> list[str]:
 
 
 def check_root(settings: Settings) -> None:
-    """Check that the output root exists and can be written.
+    """Check that the output root can be written, and that its file system does what is needed.
 
     Raises
     ------
@@ -216,14 +220,18 @@ def check_root(settings: Settings) -> None:
         With what to change.
     """
     root = settings.output_root
-    if not root.is_dir():
-        raise UnusableRoot(f"output_root {root} is not a folder; create it or mount it there")
-    try:
-        probe(root)
-    except OSError as error:
-        raise UnusableRoot(
-            f"output_root {root} cannot be written: {error}; give user {os.getuid()} the right to"
-        ) from error
+    findings = list(examine(root, settings.accept_filesystem))
+    for finding in findings:
+        if finding.verdict is Verdict.FAILED:
+            raise UnusableRoot(
+                f"output_root {root} cannot be used: {finding.said}; {finding.remedy}"
+            )
+    for finding in findings:
+        if finding.verdict is Verdict.WARNING:
+            log.warning(
+                "the output root is not what it should be",
+                extra={"check": finding.check, "said": finding.said, "remedy": finding.remedy},
+            )
 
 
 def _scratch(settings: Settings) -> Scratch:

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    CliSuppress,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -26,6 +27,7 @@ from consumer.budget import BODY_SHARE
 from consumer.contract import reason_of
 from consumer.endpoint import SECRET, Endpoint, Seconds
 from consumer.errors import UnusableSettings
+from consumer.failpoints import Failpoints
 from consumer.message import MAX_MESSAGE_BYTES
 
 ENV_PREFIX = "TILES_"
@@ -75,6 +77,11 @@ class Settings(Access):
     model_config = SettingsConfigDict(extra="forbid")
 
     output_root: Path = Field(description="Folder below which all stores are written.")
+    accept_filesystem: str | None = Field(
+        None,
+        description="Kind of the output root's file system to take though it was never tested, "
+        "e.g. nfs4; `consumer doctor` says which it is.",
+    )
 
     declare_topology: bool = Field(
         True, description="Declare exchanges and queues; false: only check that they are there."
@@ -92,6 +99,19 @@ class Settings(Access):
     )
     consumer_timeout_s: Seconds = Field(
         1800.0, description="The broker's consumer_timeout, seconds."
+    )
+
+    stalled_s: Seconds = Field(
+        60.0,
+        description="When nothing came for so long and nothing is held, the broker is asked "
+        "whether messages wait, seconds.",
+    )
+    lone_attempts: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="A message is parked when so many consumers were killed while they handled it "
+        "alone.",
     )
 
     max_age_s: Seconds = Field(
@@ -166,6 +186,14 @@ class Settings(Access):
         default_factory=socket.gethostname,
         description="Name of this replica in consumer tags and parked messages; default: the host.",
     )
+    failpoints: CliSuppress[str] = Field(
+        "", description="For tests only: what is to go wrong, as consumer/failpoints.py says."
+    )
+
+    @field_validator("accept_filesystem", mode="before")
+    @classmethod
+    def _no_kind_means_none(cls, value: Any) -> Any:
+        return value or None
 
     @field_validator("output_root", "scratch_folder", mode="before")
     @classmethod
@@ -180,6 +208,12 @@ class Settings(Access):
         if not name or not name.isprintable() or len(name.encode()) > _MAX_NAME_BYTES:
             raise ValueError(f"give 1 to {_MAX_NAME_BYTES} bytes of printable characters")
         return name
+
+    @field_validator("failpoints")
+    @classmethod
+    def _failpoints_are_known(cls, text: str) -> str:
+        Failpoints(text, os.getpid)
+        return text
 
     @field_validator("file_mode", "folder_mode", mode="before")
     @classmethod

@@ -16,185 +16,40 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
-
-import numpy as np
+from typing import Any
 
 from consumer.arena import Arena
-from consumer.blocks import ArrayKey, StoredArray, Write
+from consumer.blocks import ArrayKey, Write
 from consumer.budget import KNOWN_SHARE
-from consumer.coverage import Box
 from consumer.errors import ConsumerError, StopError, WriterLost
+from consumer.journal import Begun
 from consumer.message import Outline
-from consumer.placement import BlockIndex
+from consumer.requests import (
+    Allow,
+    Answer,
+    BeginLone,
+    Close,
+    Done,
+    EndLone,
+    Open,
+    Opened,
+    Probe,
+    Remark,
+    Request,
+    Setup,
+    WriteBlock,
+    Written,
+)
 from consumer.settings import Settings
 
 _END_S = 1.0
 
 log = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
-Done = Callable[[Result | None, ConsumerError | None], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What the writer is told first: its settings, and the size of the shared memory."""
-
-    output_root: Path
-    workers: int
-    write_empty_chunks: bool
-    file_mode: int
-    folder_mode: int
-    max_ledger_bytes: int
-    log_level: str
-    log_format: Any
-    memory_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Open:
-    """Open an array, and take its store where nothing of it is open.
-
-    Attributes
-    ----------
-    outline : Outline
-        What a message says of the array and its tiles.
-    max_block_bytes : int
-        The largest block that fits the budget.
-    """
-
-    outline: Outline
-    max_block_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """An array that was opened.
-
-    Attributes
-    ----------
-    taken : str or None
-        The store's new epoch, where it was taken for this. Nothing of it is committed before
-        `Allow`.
-    source, run : str or None
-        What the array is bound to, by its ledger.
-    partly
-        Blocks that its ledger knows to be partly filled, at least some, and which boxes of each,
-        relative to it.
-    completed : bool
-        Whether it is complete, and nobody has announced that yet.
-    """
-
-    array: StoredArray
-    taken: str | None
-    source: str | None = None
-    run: str | None = None
-    partly: Mapping[BlockIndex, tuple[Box, ...]] = field(default_factory=dict)
-    completed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Allow:
-    """Let be committed what is written to a store in an epoch: the broker still delivers to us.
-
-    A consumer that was paused, and whose deliveries have long gone to another, takes in vain: what
-    it sends to the broker is not answered.
-    """
-
-    store: str
-    epoch: str
-
-
-@dataclass(frozen=True, slots=True)
-class WriteBlock:
-    """Merge, encode and commit a block, as `consumer.blocks.Write` says.
-
-    Attributes
-    ----------
-    offset : int
-        Where the buffer lies in the shared memory. Where it is to be merged, the writer fills its
-        holes with what is stored.
-    tiles, source, run
-        For the ledger.
-    """
-
-    array: ArrayKey
-    box: Box
-    offset: int
-    dtype: np.dtype[Any]
-    filled: tuple[Box, ...]
-    merge: bool
-    block: BlockIndex
-    tiles: int
-    source: str | None
-    run: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A block that is durable.
-
-    Attributes
-    ----------
-    encoded, committed : int
-        Bytes of the voxels in the files written, and of the files.
-    filled : int
-        Voxels of the array that are filled.
-    completed : bool
-        Whether the array is complete now, and nobody has announced that yet.
-    ledger_bytes : int
-        Memory that all ledgers take.
-    """
-
-    encoded: int
-    committed: int
-    seconds: float
-    filled: int = 0
-    completed: bool = False
-    ledger_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Remark:
-    """Put down in an array's ledger that it was announced as complete, or that tiles were parked.
-
-    It is durable when it is answered.
-    """
-
-    array: ArrayKey
-    announced: bool = False
-    parked: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Let go of an array, and with its store's last of the store."""
-
-    array: ArrayKey
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Try whether the root can be written."""
-
-
-Request: TypeAlias = Open | Allow | WriteBlock | Remark | Close | Probe
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of the request of that number."""
-
-    number: int
-    result: Any
-    error: ConsumerError | None
 
 
 class Storage:
@@ -287,6 +142,14 @@ class Storage:
         """Try whether the root can be written."""
         self._ask(Probe(), done)
 
+    def begin_lone(self, fingerprints: Sequence[str], done: Done[Begun]) -> None:
+        """Note that the first of some messages are handled alone; see `Begun`."""
+        self._ask(BeginLone(fingerprints), done)
+
+    def end_lone(self, entry: str, settled: Sequence[str]) -> None:
+        """Note that a lone handling has ended; see `EndLone`."""
+        self._ask(EndLone(entry, settled), _log_error)
+
     def close(self) -> None:
         """End the writer process, whatever it does."""
         self._closed = True
@@ -370,6 +233,10 @@ def _setup(settings: Settings, arena: Arena) -> Setup:
         settings.log_level,
         settings.log_format,
         arena.nbytes,
+        settings.failpoints,
+        os.getpid(),
+        settings.consumer_name,
+        settings.lone_attempts,
     )
 
 
@@ -379,4 +246,7 @@ def _named(code: int) -> str:
 
 def _log_error(_result: object, error: ConsumerError | None) -> None:
     if error is not None:
-        log.warning("a store could not be released", extra={"error": str(error)})
+        log.warning(
+            "a store could not be released, or the journal not be written",
+            extra={"error": str(error)},
+        )

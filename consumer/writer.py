@@ -21,7 +21,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -35,16 +34,19 @@ from consumer.arrays import Store, open_array, open_store
 from consumer.blocks import ArrayKey, StoredArray
 from consumer.commit import probe
 from consumer.coverage import Box
-from consumer.errors import ConsumerError, Fenced, StorageFault, Unexpected, from_os_error
+from consumer.errors import ConsumerError, Fenced
+from consumer.failpoints import Failpoints
+from consumer.journal import Journal
 from consumer.ledger_files import load
 from consumer.ledger_format import Header
 from consumer.placement import BlockIndex
-from consumer.rounds import Encoded, WritableArray, commit, encode, now_ms, unannounced
-from consumer.storage import (
+from consumer.requests import (
     Allow,
     Answer,
+    BeginLone,
     Close,
     Done,
+    EndLone,
     Open,
     Opened,
     Probe,
@@ -54,6 +56,8 @@ from consumer.storage import (
     WriteBlock,
     Written,
 )
+from consumer.rounds import Encoded, WritableArray, commit, encode, now_ms, unannounced
+from consumer.workers import ENCODE, JOURNAL, Workers
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +113,20 @@ class Writer:
         self._memory = memory
         self._answer = answer
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._encoders = ThreadPoolExecutor(setup.workers, thread_name_prefix="encode")
-        self._workers = ThreadPoolExecutor(setup.workers + 1, thread_name_prefix="worker")
+        self._workers = Workers(setup.workers, setup.output_root, self._events.put)
         self._stores: dict[str, _Tenure] = {}
+        self._failpoints = Failpoints(setup.failpoints, lambda: setup.owner)
+        self._journal = Journal(
+            setup.output_root,
+            by=setup.consumer_name,
+            attempts=setup.lone_attempts,
+            file_mode=setup.file_mode,
+            folder_mode=setup.folder_mode,
+        )
 
     def run(self) -> None:
         """Do what comes; never returns."""
+        self._workers.run(self._journal.sweep, lambda _result, _error: None, lane=JOURNAL)
         while True:
             self._events.get()()
 
@@ -138,7 +150,11 @@ class Writer:
             case Close(array):
                 self._close(array, done)
             case Probe():
-                self._run(partial(probe, self._setup.output_root), done)
+                self._workers.run(partial(probe, self._setup.output_root), done)
+            case BeginLone(fingerprints):
+                self._workers.run(partial(self._journal.begin, fingerprints), done, lane=JOURNAL)
+            case EndLone(entry, settled):
+                self._workers.run(partial(self._journal.end, entry, settled), done, lane=JOURNAL)
 
     # -- stores and arrays ----------------------------------------------------------------------
 
@@ -146,14 +162,19 @@ class Writer:
         key = request.outline.entry.store
         tenure = self._stores.get(key)
         if tenure is None:
-            self._run(partial(self._take, key), partial(self._taken, request, done))
+            self._workers.run(partial(self._take, key), partial(self._taken, request, done))
         else:
             self._open_in(tenure, request, None, done)
 
     def _take(self, key: str) -> Store:
         setup = self._setup
         return open_store(
-            setup.output_root, key, file_mode=setup.file_mode, folder_mode=setup.folder_mode
+            setup.output_root,
+            key,
+            file_mode=setup.file_mode,
+            folder_mode=setup.folder_mode,
+            step=self._failpoints.reach,
+            kind=self._failpoints.commit,
         )
 
     def _taken(
@@ -170,7 +191,7 @@ class Writer:
     ) -> None:
         known = tenure.arrays.get(request.outline.entry.array)
         work = partial(self._opened, tenure.store, known, request)
-        self._run(work, partial(self._note_opened, tenure, taken, done))
+        self._workers.run(work, partial(self._note_opened, tenure, taken, done))
 
     def _opened(
         self, store: Store, known: WritableArray | None, request: Open
@@ -183,13 +204,14 @@ class Writer:
             return known, {}
         # It may be opened again because somebody removed it.
         store.commit.forget_folders()
-        array = open_array(
-            store,
-            outline.entry,
-            outline.check,
-            write_empty_chunks=setup.write_empty_chunks,
-            max_block_bytes=request.max_block_bytes,
-        )
+        with store.commit.judging():
+            array = open_array(
+                store,
+                outline.entry,
+                outline.check,
+                write_empty_chunks=setup.write_empty_chunks,
+                max_block_bytes=request.max_block_bytes,
+            )
         fresh = Header.of(array.layout, array.ledger_id, outline.entry.axes, secrets.token_hex(8))
         ledger, damages = load(
             setup.output_root, array.key, fresh, now_ms(), setup.max_ledger_bytes
@@ -233,7 +255,7 @@ class Writer:
             done()
             return
         self._forget(tenure)
-        self._run(tenure.store.commit.release, lambda _result, _error: done())
+        self._workers.run(tenure.store.commit.release, lambda _result, _error: done())
 
     def _close(self, array: ArrayKey, done: Done[None]) -> None:
         tenure = self._stores.get(array.store)
@@ -243,7 +265,7 @@ class Writer:
             done(None, None)
             return
         self._forget(tenure)
-        self._run(tenure.store.commit.release, done)
+        self._workers.run(tenure.store.commit.release, done)
 
     def _forget(self, tenure: _Tenure) -> None:
         """Forget all that is open of a store that is given up, or that somebody else has taken."""
@@ -263,10 +285,10 @@ class Writer:
             done(None, _fenced(request.array.store))
             return
         buffer = part(self._memory, request.offset, request.box.shape, request.dtype)
-        self._run(
+        self._workers.run(
             partial(encode, array, request, buffer),
             partial(self._encoded, tenure, done),
-            threads=self._encoders,
+            lane=ENCODE,
         )
 
     def _share_out(self) -> int:
@@ -308,7 +330,7 @@ class Writer:
             return
         waiting, tenure.waiting, tenure.busy = tenure.waiting, [], True
         blocks = [each.block for each in waiting]
-        self._run(partial(self._round, blocks), partial(self._committed, tenure, waiting))
+        self._workers.run(partial(self._round, blocks), partial(self._committed, tenure, waiting))
 
     def _round(self, blocks: Sequence[Encoded]) -> _Outcomes:
         """Commit blocks of one tenure: where that fails, each alone, so that the fault is its own.
@@ -320,7 +342,7 @@ class Writer:
         while rounds:
             following = rounds.pop(0)
             try:
-                written = self._translated(partial(commit, following))
+                written = self._workers.translated(partial(commit, following))
                 outcomes += [(each, None) for each in written]
             except ConsumerError as error:
                 if len(following) > 1:
@@ -345,47 +367,6 @@ class Writer:
             if isinstance(failure, Fenced):
                 self._forget(tenure)
             each.done(written and replace(written, ledger_bytes=ledger_bytes), failure)
-
-    # -- threads --------------------------------------------------------------------------------
-
-    def _run(
-        self,
-        work: Callable[[], Result],
-        done: Done[Result],
-        *,
-        threads: ThreadPoolExecutor | None = None,
-    ) -> None:
-        future = (threads or self._workers).submit(self._translated, work)
-        future.add_done_callback(lambda ended: self._events.put(partial(self._ended, ended, done)))
-
-    def _ended(self, ended: "Future[Result]", done: Done[Result]) -> None:
-        error = ended.exception()
-        if error is None:
-            done(ended.result(), None)
-        else:
-            assert isinstance(error, ConsumerError)
-            done(None, error)
-
-    def _translated(self, work: Callable[[], Result]) -> Result:
-        try:
-            return work()
-        except ConsumerError:
-            raise
-        except OSError as error:
-            raise from_os_error(error, root_writable=self._root_is_writable()) from error
-        except MemoryError as error:
-            raise StorageFault(f"out of memory: {error}") from error
-        except Exception as error:
-            log.exception("unexpected error in the writer")
-            raise Unexpected(f"{type(error).__name__}: {error}") from error
-
-    def _root_is_writable(self) -> bool:
-        """Look now: what the last probe saw may be what has just changed."""
-        try:
-            probe(self._setup.output_root)
-        except OSError:
-            return False
-        return True
 
 
 def _fenced(store: str) -> Fenced:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import zarr
-from pika.exceptions import AMQPError
 
 from consumer.message import Encoded, encode
-from consumer.testing import RabbitMQ
 from harness import Channel, ConsumerProcess, wait_until
 
 _SITECUSTOMIZE = """
@@ -257,25 +255,6 @@ class Oracle:
         return int(np.count_nonzero(stored != wanted))
 
 
-def publish_all(
-    broker: RabbitMQ,
-    prefix: str,
-    tiles: list[tuple[Image, tuple[int, int]]],
-    oracle: Oracle,
-    *,
-    stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Publish every tile until the broker has confirmed it, over lost connections."""
-    left = list(reversed(tiles))
-    while left and not stop():
-        with contextlib.suppress(AMQPError, OSError), Channel(broker, prefix) as channel:
-            while left and not stop():
-                image, place = left[-1]
-                channel.publish(image.message(place))
-                oracle.note(image, place)
-                left.pop()
-
-
 def wait_done(consumer: ConsumerProcess, channel: Channel, timeout_s: float = 120.0) -> None:
     """Return once the queue has stayed empty, and nothing unacknowledged, for a second."""
     since: list[float] = []
@@ -312,13 +291,18 @@ def log_lines(consumer: ConsumerProcess) -> list[str]:
     return consumer.log.read_text().splitlines()
 
 
+def tmpfs(folder: Path, size: str) -> contextlib.AbstractContextManager[Path]:
+    """Mount a memory file system of its own; raises as `mounted` does."""
+    return mounted("tmpfs", folder, f"size={size}")
+
+
 @contextlib.contextmanager
-def tmpfs(folder: Path, size: str) -> Iterator[Path]:
-    """Mount a file system of its own; raises PermissionError where that is not permitted."""
-    folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+def mounted(kind: str, folder: Path, options: str = "rw") -> Iterator[Path]:
+    """Mount a file system without a device; raises PermissionError where that is not permitted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", kind, "-o", options, kind, str(folder)]
     if subprocess.run(command, check=False, capture_output=True).returncode:
-        raise PermissionError("a tmpfs cannot be mounted here")
+        raise PermissionError(f"{kind} cannot be mounted here")
     try:
         yield folder
     finally:

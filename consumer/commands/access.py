@@ -1,26 +1,37 @@
 """The options of commands that reach RabbitMQ: those of `consumer run`, from the same places."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import SecretStr
+from pydantic import ByteSize, SecretStr
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from consumer.settings import Access, load_access
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each setting; what is not given is left to the environment and files."""
-    group = parser.add_argument_group(
-        "RabbitMQ", "Each is also an environment variable: TILES_HOSTS and so on."
+    add_group(
+        parser,
+        "RabbitMQ",
+        "Each is also an environment variable: TILES_HOSTS and so on.",
+        Access.model_fields,
     )
-    for name, field in Access.model_fields.items():
+
+
+def add_group(
+    parser: argparse.ArgumentParser, title: str, about: str, fields: Mapping[str, FieldInfo]
+) -> None:
+    """Add a group with an option for each field of the settings."""
+    group = parser.add_argument_group(title, about)
+    for name, field in fields.items():
         kind: dict[str, Any] = {"metavar": "VALUE"}
         if field.annotation is bool:
             kind = {"action": argparse.BooleanOptionalAction}
-        group.add_argument(
-            _flag(name), default=argparse.SUPPRESS, help=_meaning(field).replace("%", "%%"), **kind
-        )
+        meaning = _meaning(name, field).replace("%", "%%")
+        group.add_argument(_flag(name), default=argparse.SUPPRESS, help=meaning, **kind)
 
 
 def load(options: argparse.Namespace, program: str) -> Access:
@@ -45,9 +56,27 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _meaning(field: FieldInfo) -> str:
-    default = field.default
-    if default is None or isinstance(default, SecretStr | bool):
-        return field.description or ""
-    shown = ",".join(default) if isinstance(default, tuple) else default
-    return f"{field.description} ({shown})"
+def _meaning(name: str, field: FieldInfo) -> str:
+    meaning = (field.description or "").removesuffix(".")
+    if field.is_required():
+        return f"{meaning}; required"
+    if "default:" in meaning:
+        return meaning
+    return f"{meaning}; default: {shown_default(name, field.default) or 'none'}"
+
+
+def shown_default(name: str, default: Any) -> str:
+    """Return a setting's default as one would give it; empty where there is none."""
+    if default in (None, PydanticUndefined):
+        return ""
+    if isinstance(default, SecretStr):
+        return default.get_secret_value()
+    if isinstance(default, ByteSize):
+        return default.human_readable(separator=" ").replace(".0 ", " ")
+    if isinstance(default, tuple):
+        return ",".join(default)
+    if isinstance(default, bool):
+        return str(default).lower()
+    if name.endswith("_mode"):
+        default = f"0{default:o}"
+    return f"{default:g}" if isinstance(default, float) else str(default)

@@ -4,26 +4,20 @@ import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
 
 from consumer import settings
 from consumer.blocks import ArrayKey
+from consumer.commands.parser import CommandParser
 from consumer.errors import UnusableSettings
 from consumer.keys import STORE_SUFFIX, check_array_path, check_store_key
 from consumer.settings import Settings
 
 
-class Parser(argparse.ArgumentParser):
-    """Takes the flags of a command; what is wrong is one line."""
+class Parser(CommandParser):
+    """Takes the flags of a command on ledgers."""
 
     def __init__(self, name: str, purpose: str, example: str) -> None:
-        super().__init__(
-            prog=f"consumer {name}",
-            description=purpose,
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        super().__init__(f"consumer {name}", purpose, examples=(example,))
         self.add_argument(
             "--output-root",
             metavar="FOLDER",
@@ -34,10 +28,6 @@ class Parser(argparse.ArgumentParser):
             metavar="FILE",
             help="TOML file with settings; default: TILES_CONFIG_FILE",
         )
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of ending the process."""
-        raise UnusableSettings(f"{message}; see {self.prog} --help")
 
     def add_array(self) -> None:
         """Take the name of an array."""
@@ -75,14 +65,6 @@ def array_key(name: str) -> ArrayKey:
     depth = next(ends, len(segments))
     store, path = "/".join(segments[:depth]), "/".join(segments[depth:])
     return ArrayKey(check_store_key(store), check_array_path(path))
-
-
-def seconds(text: str) -> float:
-    """Return a time that can be waited."""
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time in seconds")
-    return value
 
 
 def write_lines(lines: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ def show_table(
         _show_rich(columns, rows)
     else:
         for row in rows:
-            sys.stdout.write("\t".join(_plain(row[name]) for name in columns) + "\n")
+            sys.stdout.write("\t".join(plain(row[name]) for name in columns) + "\n")
 
 
 def show_record(record: dict[str, Any], *, as_json: bool = False) -> None:
@@ -30,7 +30,7 @@ def show_record(record: dict[str, Any], *, as_json: bool = False) -> None:
     width = max(map(len, record))
     for name, value in record.items():
         shown = json.dumps(value, default=str) if isinstance(value, dict) else value
-        sys.stdout.write(f"{name:<{width}}  {_plain(shown)}\n")
+        sys.stdout.write(f"{name:<{width}}  {plain(shown)}\n")
     sys.stdout.write("\n")
 
 
@@ -43,21 +43,24 @@ def _show_rich(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
     for name in columns:
         table.add_column(name, overflow="fold", justify="right" if name == "bytes" else "left")
     for row in rows:
-        table.add_row(*(escape(_plain(row[name])) for name in columns))
+        table.add_row(*(escape(plain(row[name])) for name in columns))
     Console().print(table)
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """Return a value on one line; strangers' text must not steer the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
 
 
-def progress(items: Sequence[Item], what: str) -> Iterable[Item]:
-    """Yield the items; show how far that is where standard error is a terminal."""
+def progress(items: Iterable[Item], what: str, total: int) -> Iterable[Item]:
+    """Yield the items, so many in all; show how far that is where standard error is a terminal."""
     if not sys.stderr.isatty():
         yield from items
         return
     from rich.console import Console  # noqa: PLC0415 - a pipe needs none of it
-    from rich.progress import track  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
 
-    yield from track(items, what, console=Console(stderr=True))
+    # rich would send what is written to standard output to its own console, a file's lines too.
+    console, both = Console(stderr=True), sys.stdout.isatty()
+    with Progress(console=console, redirect_stdout=both) as shown:
+        yield from shown.track(items, total=total, description=what)

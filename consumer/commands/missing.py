@@ -12,7 +12,7 @@ from consumer.ledger_files import read
 from consumer.ledger_format import Header
 
 PURPOSE = """\
-List what of an array is not written yet: a JSON line for each box.
+List what of an array is not written yet, a JSON line for each box.
 
 A line is an entry of `tiles` in a message, without its tensor: sample_idx, channel, stitch_coords
 and crop_size, in voxels, (Z)YX. Sent with "fill" it would be filled with one value. Where neither

@@ -1,6 +1,5 @@
 """`consumer parked`: what an operator does with messages that could not be written."""
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 from consumer.commands import access
 from consumer.commands.display import show_record, show_table
 from consumer.commands.export import export
+from consumer.commands.parser import CommandParser, count, seconds
 from consumer.errors import UnusableSettings
 from consumer.parked import ParkedMessage, ParkingQueue
 
@@ -146,15 +146,16 @@ def _say(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         "consumer parked",
-        description="Messages that can never be written wait in the parking queue. Look at them, "
-        "publish them again, or drop them.",
-        epilog="examples:\n  consumer parked list --reason run_conflict\n"
-        "  consumer parked replay --store plate7/d_output.zarr --limit 1",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "Look at messages that can never be written, publish them again, or drop them.\n\n"
+        "They wait in the parking queue, with the reason in their headers. `consumer parked "
+        "COMMAND --help`\nlists the command's options.",
+        examples=(
+            "consumer parked list --reason run_conflict",
+            "consumer parked replay --store plate7/d_output.zarr --limit 1",
+        ),
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     show = _command(commands, "list", _list, "a line for each message", "--older-than-s 86400")
@@ -170,7 +171,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     act.add_argument("--dry-run", action="store_true", help="only say how many there are")
     act = _command(commands, "export", _export, "write bodies and headers to files", "--to parked")
-    act.add_argument("--to", dest="folder", type=Path, required=True, help="folder for the files")
+    act.add_argument(
+        "--to", dest="folder", type=Path, required=True, metavar="FOLDER",
+        help="folder for the files; required",
+    )  # fmt: skip
     act = _command(
         commands, "drop", _drop, "remove messages for good", "--reason undecodable --yes"
     )
@@ -185,23 +189,23 @@ def _command(commands: Any, name: str, act: Any, purpose: str, example: str) -> 
         help=purpose,
         description=f"{purpose[0].upper()}{purpose[1:]}.",
         usage=f"consumer parked {name} [ID ...] [OPTIONS]",
-        epilog=f"example:\n  consumer parked {name} {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        examples=(f"consumer parked {name} {example}",),
     )
     parser.set_defaults(act=act, name=name)
     parser.add_argument("ids", nargs="*", metavar="ID", help="only these; default: all")
-    parser.add_argument("--reason", help="only those parked for this reason, e.g. run_conflict")
-    parser.add_argument("--store", help="only those of this store key")
-    parser.add_argument("--array", help="only those of this array path")
+    for flag, what in (
+        ("--reason", "only those parked for this reason, e.g. run_conflict"),
+        ("--store", "only those of this store key, e.g. plate7/d_output.zarr"),
+        ("--array", "only those of this array path, e.g. g1/img"),
+    ):
+        parser.add_argument(flag, metavar="NAME", help=f"{what}; default: any")
+    for flag, what in (("--older-than-s", "longer ago"), ("--newer-than-s", "more recently")):
+        parser.add_argument(
+            flag, type=seconds, metavar="SECONDS",
+            help=f"only those parked {what} than this, seconds; default: any",
+        )  # fmt: skip
     parser.add_argument(
-        "--older-than-s", type=float, metavar="S", help="only those parked longer ago, seconds"
-    )
-    parser.add_argument(
-        "--newer-than-s", type=float, metavar="S", help="only those parked since, seconds"
-    )
-    parser.add_argument(
-        "--limit", type=int, default=-1, metavar="N", help="at most so many; default: all"
+        "--limit", type=count, default=-1, metavar="N", help="at most so many; default: all"
     )
     access.add_options(parser)
     return parser

@@ -1,7 +1,7 @@
 """`consumer publish`: an image that exists, tile by tile: for trials, load tests and backfills."""
 
-import argparse
 import itertools
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,27 @@ import numpy as np
 from consumer.commands import access
 from consumer.commands.display import progress
 from consumer.commands.images import Image, open_image
+from consumer.commands.parser import CommandParser, positive, seconds, sizes
+from consumer.commands.remaining import ledger_of
+from consumer.coverage import Box
 from consumer.errors import UnusableSettings
 from consumer.message import MAX_MESSAGE_BYTES
 from consumer.publisher import TilePublisher
+from consumer.settings import Access
+from consumer.settings import load as load_settings
 from consumer.tiling import TilePlace, tile_places
+
+PURPOSE = """\
+Publish an image tile by tile, each until RabbitMQ has confirmed it.
+
+With --missing-from, only tiles of which the ledger misses something: to go on where it was
+interrupted, or to fill what was lost. Give the image and the options that it was published with.
+What still waits in the queue counts as missing, and does no harm twice.
+
+exit code:
+  0  all tiles are confirmed, or nothing is missing
+  1  RabbitMQ did not take all
+  2  the arguments cannot be used"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +51,10 @@ def main(arguments: Sequence[str]) -> int:
     image = open_image(options.image, options.axes)
     tiles = list(_tiles(image, options))
     array = _array(image, options)
+    if options.missing_from is not None:
+        tiles = _missing(_root(options.missing_from, broker), image, array, tiles)
+        if not tiles:
+            return 0
     began = time.monotonic()
     with TilePublisher(
         broker,
@@ -41,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         compress=options.compress,
         max_message_bytes=options.max_message_bytes,
     ) as publisher:
-        for tile in progress(tiles, "publishing"):
+        for tile in progress(tiles, "publishing", len(tiles)):
             _publish(publisher, array, image, tile)
     _report(image, tiles, time.monotonic() - began)
     return 0
@@ -74,6 +95,35 @@ def _tiles(image: Image, options: Any) -> Iterator[_Tile]:
             yield _Tile(place, sample, number if samples else None)
 
 
+def _root(given: str, broker: Access) -> Path:
+    if given:
+        return Path(given)
+    flags = {"--config-file": broker.config_file, "--secrets-folder": broker.secrets_folder}
+    words = [f"{flag}={value}" for flag, value in flags.items() if value]
+    try:
+        return load_settings(words, "consumer publish").output_root
+    except UnusableSettings as error:
+        raise UnusableSettings(f"--missing-from needs ROOT or TILES_OUTPUT_ROOT: {error}") from None
+
+
+def _missing(root: Path, image: Image, array: dict[str, Any], tiles: list[_Tile]) -> list[_Tile]:
+    """Return the tiles of which something is not written, and say how many there are."""
+    ledger = ledger_of(root, array)
+    left = [tile for tile in tiles if ledger is None or not ledger.covers(_box(image, tile))]
+    said = f"{len(left)} of {len(tiles)} tiles are left" if left else "nothing is missing"
+    sys.stderr.write(f"{said}\n")
+    return left
+
+
+def _box(image: Image, tile: _Tile) -> Box:
+    """Return where a tile's crop goes in the array."""
+    first, size = tile.place.stitch_coords, tile.place.crop_size
+    channels = [image.sizes["C"]] if "C" in image.axes else []
+    start = (*tile.sample, *(0 for _ in channels), *first)
+    space = (a + n for a, n in zip(first, size, strict=True))
+    return Box(start, (*(at + 1 for at in tile.sample), *channels, *space))
+
+
 def _spatial(given: Sequence[int], rest: Sequence[int], what: str) -> list[int]:
     """Return a size for each of (Z)YX; one that is given for Y and X leaves Z as `rest` says."""
     if len(given) == 1:
@@ -100,54 +150,65 @@ def _array(image: Image, options: Any) -> dict[str, Any]:
 
 
 def _report(image: Image, tiles: Sequence[_Tile], seconds: float) -> None:
-    megabytes = image.data.size * image.data.dtype.itemsize / 1e6
+    voxels = sum(math.prod(tile.place.crop_size) for tile in tiles) * image.sizes.get("C", 1)
+    megabytes = voxels * image.data.dtype.itemsize / 1e6
     sys.stderr.write(
         f"published {len(tiles)} tiles in {seconds:.1f} s: {len(tiles) / seconds:.0f} tiles/s, "
         f"{megabytes / seconds:.0f} MB/s\n"
     )
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
 def _shards(text: str) -> list[int] | str:
-    return text if text == "auto" else _numbers(text)
+    return text if text == "auto" else sizes(text)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         "consumer publish",
-        description="Publish an image tile by tile, each until RabbitMQ has confirmed it.",
-        epilog="example:\n"
-        "  consumer publish d.zarr/g1/img --store trial/d.zarr --tile 256 --overlap 48",
+        PURPOSE,
         usage="consumer publish IMAGE --store STORE [OPTIONS]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        examples=(
+            "consumer publish d.zarr/g1/img --store trial/d.zarr --tile 256 --overlap 48",
+            "consumer publish d.zarr/g1/img --store trial/d.zarr --missing-from /data/predictions",
+        ),
     )
     parser.add_argument("image", metavar="IMAGE", help=".npy, .tif or .tiff file, or Zarr array")
-    parser.add_argument("--store", required=True, help="store key; ends in .zarr")
-    parser.add_argument("--array", default="image", help="path of the array in the store (image)")
+    parser.add_argument("--store", required=True, help="store key, which ends in .zarr; required")
+    parser.add_argument(
+        "--array", default="image", help="path of the array in the store; default: image"
+    )
     parser.add_argument("--axes", help="of the image, e.g. CZYX; default: as the file says")
+    for flag, default, what in (
+        ("--tile", [256], "of a tile along Y and X, or Z,Y,X; default: 256, and all of Z"),
+        ("--overlap", [48], "that neighbouring tiles share, as for --tile; default: 48, 0 along Z"),
+    ):
+        parser.add_argument(
+            flag, type=sizes, default=default, metavar="N[,N,N]", help=f"voxels {what}"
+        )
     parser.add_argument(
-        "--tile", type=_numbers, default=[256], metavar="N",
-        help="voxels along Y and X, or Z,Y,X (256, and all of Z)",
+        "--chunks", type=sizes, metavar="N,...",
+        help="voxels of a chunk along each axis, e.g. 1,256,256; default: 128 along Z, Y, X and 1 "
+        "elsewhere, or as stored",
     )  # fmt: skip
     parser.add_argument(
-        "--overlap", type=_numbers, default=[48], metavar="N",
-        help="of neighbouring tiles, voxels along Y and X, or Z,Y,X (48)",
+        "--shards", type=_shards, metavar="N,...|auto",
+        help="voxels of a shard along each axis, or auto: about 16 MiB; default: none, or as "
+        "stored",
     )  # fmt: skip
-    parser.add_argument("--chunks", type=_numbers, help="voxels along each axis, e.g. 1,256,256")
-    parser.add_argument("--shards", type=_shards, help="voxels along each axis, or auto")
-    parser.add_argument("--run", help="which prediction this is")
+    parser.add_argument("--run", help="which prediction this is, e.g. unet-7; default: none")
+    parser.add_argument(
+        "--missing-from", nargs="?", const="", metavar="ROOT",
+        help="publish only tiles of which something is not written below this output root; "
+        "without ROOT: TILES_OUTPUT_ROOT; default: publish all",
+    )  # fmt: skip
     parser.add_argument("--compress", action="store_true", help="compress messages with zstd")
     parser.add_argument(
-        "--max-message-bytes", type=int, default=MAX_MESSAGE_BYTES, metavar="N",
-        help=f"the consumer's setting, bytes ({MAX_MESSAGE_BYTES})",
+        "--max-message-bytes", type=positive, default=MAX_MESSAGE_BYTES, metavar="N",
+        help=f"as the consumer's setting, bytes; default: {MAX_MESSAGE_BYTES}",
     )  # fmt: skip
     parser.add_argument(
-        "--timeout-s", type=float, default=60.0, metavar="S",
-        help="longest wait in which nothing is confirmed, seconds (60)",
+        "--timeout-s", type=seconds, default=60.0, metavar="SECONDS",
+        help="longest wait in which nothing is confirmed, seconds; default: 60",
     )  # fmt: skip
     access.add_options(parser)
     return parser

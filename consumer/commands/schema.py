@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from consumer import asyncapi
+from consumer.commands.parser import CommandParser
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -16,11 +17,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "consumer schema",
-        description="Print the wire contract, generated from what the consumer checks.",
-        epilog="example:\n  consumer schema json > tiles.schema.json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "Print the wire contract, generated from what the consumer checks.",
+        examples=("consumer schema json > tiles.schema.json",),
     )
     parser.add_argument(
         "form",

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import TypeAlias
 
 from consumer.blocks import ArrayKey
-from consumer.commands.arguments import Parser, seconds, write_lines
+from consumer.commands.arguments import Parser, write_lines
+from consumer.commands.parser import seconds
 from consumer.ledger import Ledger
 from consumer.ledger_files import find, read, signature
 
 PURPOSE = """\
-Show how much of each array is written: percent of its voxels, tiles written (duplicates included),
-blocks that are not whole yet, tiles parked, the last write and the run.
+Show how much of each array is written.
 
-With --json a line for each array. Plain text where the output is no terminal."""
+Percent of its voxels, tiles written (duplicates included), blocks that are not whole yet, tiles
+parked, the last write and the run. With --json a line for each array. Plain text where the output
+is no terminal."""
 
 COLUMNS = ("array", "percent", "tiles", "missing blocks", "parked", "last write", "run")
 RIGHT = {"percent", "tiles", "missing blocks", "parked"}
@@ -84,10 +86,11 @@ def main(arguments: Sequence[str], sleep: Callable[[float], None] = time.sleep) 
     parser = Parser("status", PURPOSE, "consumer status /data/predictions --watch")
     parser.add_argument("root", metavar="ROOT", nargs="?", help="the same as --output-root")
     parser.add_argument("--json", action="store_true", help="a JSON line for each array")
-    parser.add_argument("--watch", action="store_true", help="again every few seconds")
+    parser.add_argument("--watch", action="store_true", help="look again and again, until Ctrl-C")
     parser.add_argument(
-        "--interval", type=seconds, default=2.0, metavar="SECONDS", help="between; default: 2"
-    )
+        "--interval", type=seconds, default=2.0, metavar="SECONDS",
+        help="time between two looks of --watch, seconds; default: 2",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     options.output_root = options.root or options.output_root
     rows = Rows(parser.root(options))

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from consumer.blocks import ArrayKey
-from consumer.commands.arguments import Parser, seconds, write_lines
+from consumer.commands.arguments import Parser, write_lines
+from consumer.commands.parser import count, seconds
 from consumer.ledger import Ledger
 from consumer.ledger_files import read, signature
 
@@ -32,13 +33,14 @@ def main(
     parser = Parser("wait", PURPOSE, "consumer wait plate7/d_output.zarr/g1/img --timeout 3600")
     parser.add_array()
     for flag, default, what in (
-        ("--timeout", math.inf, "the longest wait; default: as long as it takes"),
-        ("--interval", 1.0, "between looks; default: 1"),
+        ("--timeout", math.inf, "the longest wait, seconds; default: as long as it takes"),
+        ("--interval", 1.0, "time between two looks, seconds; default: 1"),
     ):
         parser.add_argument(flag, type=seconds, default=default, metavar="SECONDS", help=what)
     parser.add_argument(
-        "--allow-parked", type=int, default=0, metavar="TILES", help="go on with so many parked"
-    )
+        "--allow-parked", type=count, default=0, metavar="TILES",
+        help="go on waiting with so many tiles parked; default: 0",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     looks = Looks(parser.root(options), options.array, options.allow_parked)
     deadline = clock() + options.timeout

@@ -18,8 +18,8 @@ import zarr
 from benchmarks.cases import ARRAY, STORE, Case
 from benchmarks.preload import preload
 from benchmarks.rivals import RIVALS
-from consumer.arrays import LEDGER_ID
 from consumer.message import MAX_MESSAGE_BYTES
+from consumer.new_arrays import LEDGER_ID
 from consumer.settings import Settings
 from consumer.testing import RabbitMQ
 from consumer.topology import topology

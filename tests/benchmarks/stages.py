@@ -36,9 +36,9 @@ from consumer.encoder import Objects
 from consumer.flow import Flow
 from consumer.message import Encoded, Envelope, Message, decode
 from consumer.metrics import Metrics
+from consumer.requests import Opened, Written
 from consumer.scratch import Scratch
 from consumer.settings import Settings
-from consumer.storage import Opened, Written
 from consumer.testing import RabbitMQ
 from consumer.topology import topology
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,12 @@ class Fleet:
             self.kill(consumer)
 
     def kill(self, consumer: ConsumerProcess, *, owner: bool = True, writer: bool = True) -> None:
-        """Send SIGKILL to one or both of a consumer's processes, and wait for the end of both."""
+        """Send SIGKILL to one or both of a consumer's processes, and wait for the end of both.
+
+        One that has just been started may not have a writer yet.
+        """
         family = processes(consumer)
-        victims = family[:1] * owner + family[1:] * writer
+        victims = family[:1] * owner + family[1:] * writer or family
         signal_all(victims, signal.SIGKILL)
         # One that is stopped cannot see that the other is gone.
         signal_all([each for each in family if each not in victims], signal.SIGCONT)
@@ -177,7 +181,7 @@ def name(consumer: ConsumerProcess) -> str:
 
 def metrics(consumer: ConsumerProcess) -> dict[str, float] | None:
     """Return a consumer's metrics, or None where it does not answer."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, HTTPException):
         return consumer.metrics()
     return None
 

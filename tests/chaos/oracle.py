@@ -19,7 +19,8 @@ from faults import Image
 
 STATE_FOLDER = ".tiles"
 # Folders of these names hold one entry for each tenure that was not let go.
-_TENURES = ("epochs", "fenced", "staging")
+_TENURES = ("epochs", "fenced")
+_JOURNAL = "lone"
 
 Confirmed: TypeAlias = Mapping[Image, Collection[Place]]
 
@@ -112,8 +113,6 @@ def _covered(image: Image, places: Collection[Place]) -> npt.NDArray[np.bool_]:
 
 def _ledger(root: Path, image: Image, places: Collection[Place]) -> Found:
     """Compare the ledger with what was confirmed."""
-    if not product.has_ledger():
-        return Found()
     where, covered = f"the ledger of {image.store}/{image.path}", _covered(image, places)
     missing = np.zeros_like(covered)
     try:
@@ -151,14 +150,22 @@ def _split(name: Path) -> tuple[Path, bool]:
 
 
 def _leftovers(state: Path) -> Found:
-    """Count files but those of ledgers, and tenures, below the consumer's own folder."""
+    """Count files and tenures below the consumer's own folder that should be gone by now.
+
+    Ledgers stay; and what the journal says of a handling that was cut short, it says for a day.
+    """
     found = Found()
     for path in sorted(state.rglob("*")):
         inside = path.relative_to(state).parts
         tenure = path.is_dir() and path.parent.name in _TENURES
-        if tenure or (path.is_file() and "ledger" not in inside):
+        if tenure or (path.is_file() and not _is_kept(inside)):
             found += Found(leftovers=1, notes=[f"{STATE_FOLDER}/{Path(*inside)} is left over"])
     return found
+
+
+def _is_kept(inside: tuple[str, ...]) -> bool:
+    journal = inside[0] == _JOURNAL and inside[-1].endswith(".json")
+    return journal or "ledger" in inside
 
 
 def _files(root: Path) -> Iterator[Path]:

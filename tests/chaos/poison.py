@@ -17,7 +17,6 @@ from bad_messages import (
     said,
     unchecked,
 )
-from chaos import product
 from chaos.crashes import kill_one
 from chaos.images import tiles
 from chaos.oracle import snapshot
@@ -40,17 +39,13 @@ def poison(stage: Stage, count: int) -> None:
     bad = prepare_bad(stage)
     stage.kept = snapshot(stage.folder)
     fleet = stage.add_fleet()
-    if product.has_ledger():
-        bad |= _published(_conflicts())
-    else:
-        stage.notes.append("no conflicts of source and run: the product forgets them at its end")
-    if product.has_failpoints():
-        bad |= _published([_killer()])
-        fleet.reviving = True
-        for consumer in fleet.consumers:
-            stage.arm(consumer, f"place=kill:{_KILLER}")
-    else:
-        stage.notes.append("no message that kills: the product has no failpoints")
+    bad |= _published(_conflicts())
+    killer = _killer()
+    stage.deadly.add(killer.message_id)
+    bad |= _published([killer])
+    fleet.reviving = True
+    for consumer in fleet.consumers:
+        stage.arm(consumer, f"place=kill:{_KILLER}")
     fleet.start()
     stage.bad |= bad
     bound = [(_BOUND, place) for place in _BOUND.places()]

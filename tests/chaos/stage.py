@@ -64,6 +64,8 @@ class Stage:
         What is wrong beside the figures of the row, and what is worth a line.
     bad : dict
         By message id, how to publish each message that must be parked.
+    deadly : set of bytes
+        Those of them that kill whoever takes them.
     known : set of str
         First parts of the paths of what lay below the root before.
     kept : dict
@@ -83,6 +85,7 @@ class Stage:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     bad: dict[bytes, Publish] = field(default_factory=dict)
+    deadly: set[bytes] = field(default_factory=set)
     known: set[str] = field(default_factory=set)
     kept: dict[str, str] = field(default_factory=dict)
     faults: int = 0
@@ -174,7 +177,8 @@ class Stage:
 
     def load(self, *, rate: float = RATE) -> Producer:
         """Publish tiles for as long as the block is entered."""
-        endless = tiles(self.chance)
+        # In a thread of its own: the scenario's choices must not depend on how far that is.
+        endless = tiles(random.Random(self.chance.random()))
         return self.publishing((publish_tile(self.oracle, tile) for tile in endless), rate=rate)
 
     def publishing(

@@ -1,5 +1,6 @@
 """The end of a scenario: all settled, all consumers ended, and all that is left looked at."""
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -8,13 +9,15 @@ from pika.exceptions import AMQPError
 
 from chaos.fleet import Fleet
 from chaos.images import Tile
-from chaos.oracle import Found, examine, snapshot
+from chaos.oracle import STATE_FOLDER, Found, examine, snapshot
 from chaos.producer import publish_tile
 from chaos.stage import Stage
-from harness import Channel
+from harness import Channel, wait_until
 from wire import undecoded_headers
 
 _PATIENCE_S = 300.0
+# A probe that was cut short goes with a later one, when it is a minute old.
+_PROBES_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def finish(stage: Stage) -> Row:
     """Let the consumers do the rest, end them, and read everything back."""
     for fleet in stage.fleets:
         _settle(stage, fleet)
+    _wait_probes(stage)
     for fleet in stage.fleets:
         stage.problems += fleet.stop()
     found = Found()
@@ -83,15 +87,26 @@ def finish(stage: Stage) -> Row:
 def _settle(stage: Stage, fleet: Fleet) -> None:
     """Wait until all is settled, with every store taken once more, which sweeps what crashes left.
 
-    A tile of each store and every bad message are published again for that: after the last fault.
+    A tile of each store and every bad message are published again for that: after the last fault,
+    which a deadly one is.
     """
     try:
-        again = [publish_tile(stage.oracle, tile) for tile in _one_of_each_store(stage)]
-        stage.send([*again, *stage.bad.values()], prefix=fleet.prefix)
-        with Channel(stage.broker, fleet.prefix) as channel:
-            fleet.wait_done(channel, _PATIENCE_S)
+        deadly = [stage.bad[identity] for identity in sorted(stage.deadly)]
+        bad = [publish for identity, publish in stage.bad.items() if identity not in stage.deadly]
+        good = [publish_tile(stage.oracle, tile) for tile in _one_of_each_store(stage)]
+        for again in [deadly, good + bad] if deadly else [good + bad]:
+            stage.send(again, prefix=fleet.prefix)
+            with Channel(stage.broker, fleet.prefix) as channel:
+                fleet.wait_done(channel, _PATIENCE_S)
     except (AssertionError, AMQPError) as error:
         stage.problems.append(f"not all was settled: {error}")
+
+
+def _wait_probes(stage: Stage) -> None:
+    """Wait until no probe of a consumer that was killed is left; those under way are brief."""
+    probes = stage.root / STATE_FOLDER
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: not any(probes.glob("probe-*")), "no probes", _PROBES_S)
 
 
 def _one_of_each_store(stage: Stage) -> list[Tile]:

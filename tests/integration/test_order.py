@@ -62,7 +62,7 @@ ARRAYS: list[dict[str, Any]] = [
 ]
 # So little that blocks must be written before they are complete, and read again.
 SCARCE = {
-    "memory_budget_bytes": 8 << 20,
+    "memory_budget_bytes": 9 << 20,
     "max_message_bytes": 1 << 20,
     "scratch_bytes": 64 << 20,
     "prefetch_count": 24,

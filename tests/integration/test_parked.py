@@ -112,12 +112,20 @@ def tiles_queue(channel: Channel) -> str:
     return f"{channel.prefix}.00"
 
 
+def wait_parked(channel: Channel, count: int) -> None:
+    """Return once so many messages are parked: what was looked at comes back a little later."""
+    depth = functools.partial(channel.depth, parked_queue(channel))
+    wait_until(lambda: depth() == count, lambda: f"{count} parked messages, not {depth()}")
+
+
 def test_what_is_listed_stays_in_the_queue_in_order(parking: Channel) -> None:
     for number in range(5):
         park(parking, message(number), parking_id=f"id-{number}")
 
     assert [row["id"] for row in listed(parking)] == [f"id-{n}" for n in range(5)]
+    wait_parked(parking, 5)
     assert [row["id"] for row in listed(parking, "--limit", "2")] == ["id-0", "id-1"]
+    wait_parked(parking, 5)
     found = parking.drain(parked_queue(parking))
     assert [p.headers["x-tiles-parking-id"] for p, _ in found] == [f"id-{n}" for n in range(5)]
 
@@ -223,7 +231,7 @@ def test_a_dry_run_moves_nothing(parking: Channel) -> None:
     done = run(parking, "replay", "--dry-run")
 
     assert (done.returncode, done.stderr) == (0, "would replay 1 messages\n")
-    assert parking.depth(parked_queue(parking)) == 1
+    wait_parked(parking, 1)
     assert parking.depth(tiles_queue(parking)) == 0
 
 
@@ -233,6 +241,7 @@ def test_a_limit_replays_the_oldest(parking: Channel) -> None:
 
     run(parking, "replay", "--limit", "1")
 
+    wait_parked(parking, 2)
     assert [row["id"] for row in listed(parking)] == ["id-1", "id-2"]
 
 
@@ -244,7 +253,7 @@ def test_what_finds_no_queue_stays_parked(parking: Channel) -> None:
 
     assert done.returncode == 1
     assert "no queue takes store key 'p/a.zarr'" in done.stderr
-    assert parking.depth(parked_queue(parking)) == 1
+    wait_parked(parking, 1)
 
 
 def test_exported_messages_are_files_and_stay_parked(parking: Channel, tmp_path: Path) -> None:
@@ -257,7 +266,7 @@ def test_exported_messages_are_files_and_stay_parked(parking: Channel, tmp_path:
     assert names == ["_id-0.body", "_id-0.json"]
     assert (tmp_path / "files/_id-0.body").read_bytes() == message(0).body
     assert json.loads((tmp_path / "files/_id-0.json").read_text())["reason"] == "out_of_bounds"
-    assert parking.depth(parked_queue(parking)) == 1
+    wait_parked(parking, 1)
 
 
 def test_only_who_says_so_drops(parking: Channel) -> None:
@@ -266,8 +275,9 @@ def test_only_who_says_so_drops(parking: Channel) -> None:
 
     assert run(parking, "drop", "a").returncode == 2
     assert run(parking, "drop", "a", "--dry-run").stderr == "would drop 1 messages\n"
-    assert parking.depth(parked_queue(parking)) == 2
+    wait_parked(parking, 2)
     assert run(parking, "drop", "a", "--yes").returncode == 0
+    wait_parked(parking, 1)
     assert [row["id"] for row in listed(parking)] == ["b"]
 
 
@@ -295,6 +305,7 @@ def test_1_000_parked_tiles_are_all_written_though_replay_is_killed_twice(
             depth = functools.partial(parking.depth, tiles_queue(parking))
             wait_until(lambda: depth() >= least, f"{least} replayed")  # noqa: B023
             process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL, "it had come to its end"
         queues = parked_queue(parking), tiles_queue(parking)
         wait_until(lambda: sum(map(parking.depth, queues)) >= 1000, "what was taken put back")  # noqa: B023
 

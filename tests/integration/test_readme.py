@@ -11,6 +11,7 @@ import pytest
 import zarr
 
 from conftest import MakeConsumer
+from consumer import cli
 from consumer.commands import parked
 from consumer.settings import load
 from consumer.testing import RabbitMQ
@@ -60,6 +61,12 @@ def test_the_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     named = {command[1] for command in _commands() if command[0] == "make"}
     assert {"demo", "test"} <= named <= targets
+
+
+def test_the_help_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"$ consumer --help\n{shown}" in _blocks("console")
 
 
 def test_the_run_command_is_accepted() -> None:

@@ -5,12 +5,15 @@ from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
+from consumer import flow
 from consumer.arena import Arena
 from consumer.assembler import Assembler
 from consumer.blocks import Block
 from consumer.flow import Flow
 from consumer.inbox import Held
+from consumer.intake import Intake
 from consumer.message import Message
 from consumer.metrics import Metrics
 from consumer.scratch import Stored
@@ -20,21 +23,17 @@ _GARBAGE = 0xDEADBEEF
 _ARENA_BYTES = 64 << 20
 
 
-class ModelFlow(Flow):
-    """A flow that is told what a body says, unless it takes real ones."""
+def model_flow(*arguments: Any, real_bodies: bool, **named: Any) -> Flow:
+    """Return a flow that is told what a body says, unless it takes real ones."""
+    intake = Intake if real_bodies else _ModelIntake
+    with patch.multiple(flow, Assembler=_ModelAssembler, Intake=intake):
+        return Flow(*arguments, **named)
 
-    takes_real_bodies = True
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        settings = self._settings
-        self.assembler = _ModelAssembler(
-            self.budget, arena(), idle_s=settings.idle_s, max_age_s=settings.max_age_s
-        )
+class _ModelIntake(Intake):
+    """Is told what a body says."""
 
     def _decoded(self, held: Held) -> Message:
-        if self.takes_real_bodies:
-            return super()._decoded(held)
         message: Message = held.delivery.properties.meant
         self._inbox.note_decoded(held, message)
         return message

@@ -148,7 +148,7 @@ class ModelArray:
         if (self.claimed != published).any():
             raise Violation("the ledger is wrong", self.key.path)
         loaded = self.load_ledger(Header.of(self.layout, "", "", ""))
-        if loaded.complete != published.all() or loaded.filled != published.sum():
+        if loaded.complete != published.all() or loaded.filled_voxels != published.sum():
             raise Violation("the ledger is wrong", f"{self.key.path}: {loaded.percent} percent")
         if loaded.complete and not self.announced:
             raise Violation("never announced", self.key.path)

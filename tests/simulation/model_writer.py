@@ -5,6 +5,7 @@ Which store is taken, allowed and given up, which blocks go into a round and wha
 `consumer.commit`.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 from zlib import crc32
 
 import numpy.typing as npt
+from model_journal import JournalFolder, ModelJournal
 from model_store import Epoch, ModelArray, ModelStore, Steps
 from violation import Violation
 
@@ -24,8 +26,9 @@ from consumer.encoder import touched_files
 from consumer.errors import ConsumerError
 from consumer.ledger import LIMIT_BYTES, Ledger
 from consumer.ledger_format import Header
+from consumer.requests import Answer, Open, Remark, Setup, WriteBlock, Written
 from consumer.rounds import Encoded, WritableArray
-from consumer.storage import Answer, Open, Remark, Setup, WriteBlock, Written
+from consumer.workers import DISK, JOURNAL
 from consumer.writer import Partly, Writer
 
 # What a block puts into each file, by the file's box in the array.
@@ -62,7 +65,7 @@ class Job:
     Attributes
     ----------
     kind : str
-        What fails when it does: open, read, write or release.
+        What fails when it does: open, read, write, journal; or it is an end, and never fails.
     longest : int
         About as many steps as it takes.
     outcome : str
@@ -103,6 +106,8 @@ class ModelWriter(Writer):
         name: str,
         stores: Mapping[str, ModelStore],
         arrays: Mapping[ArrayKey, ModelArray],
+        journal: JournalFolder,
+        lone_attempts: int,
         memory: Any,
         moments: Iterator[int],
         lost_channel: Callable[[], int | None],
@@ -112,6 +117,11 @@ class ModelWriter(Writer):
         self.name = name
         self.jobs: list[Job] = []
         self.stalled = False
+        self.journal = self._journal = ModelJournal(journal, lone_attempts)
+        # Of the journal one thing is done after the other.
+        self._journal_jobs: deque[Job] = deque()
+        workers: Any = SimpleNamespace(run=self._run)
+        self._workers = workers
         self._model_stores = stores
         self._model_arrays = arrays
         self._moments = moments
@@ -145,15 +155,22 @@ class ModelWriter(Writer):
 
     def _end(self, job: Job, result: Any, error: ConsumerError | None) -> None:
         self.jobs.remove(job)
+        if job in self._journal_jobs:
+            self._journal_jobs.popleft()
+            self.jobs += list(self._journal_jobs)[:1]
         job.outcome = f", fails: {error}" if error else ""
         job.done(result, error)
 
     # -- instead of threads ---------------------------------------------------------------------
 
-    def _run(self, work: Callable[[], Any], done: Any, *, threads: Any = None) -> None:
+    def _run(self, work: Callable[[], Any], done: Any, *, lane: str = DISK) -> None:
         bound = work if isinstance(work, partial) else partial(work)
         kind, name, steps, longest = self._modelled(bound)
-        self.jobs.append(Job(kind, f"{self.name}{name}", steps, done, longest))
+        job = Job(kind, f"{self.name}{name}", steps, done, longest)
+        if lane == JOURNAL:
+            self._journal_jobs.append(job)
+        if lane != JOURNAL or len(self._journal_jobs) == 1:
+            self.jobs.append(job)
 
     def _modelled(self, work: "partial[Any]") -> tuple[str, str, Steps[Any], int]:
         """Return what work is done: its kind and name, its steps and about how many they are."""
@@ -168,11 +185,15 @@ class ModelWriter(Writer):
                 kind = "read" if request.merge else "write"
                 return kind, name, self._encode_steps(array, request, buffer), 2
             case "_round", (blocks,):
-                name = f"committing {blocks[0].array.open.store.key}"
+                what = "committing" if any(block.objects for block in blocks) else "remarking on"
+                name = f"{what} {blocks[0].array.open.store.key}"
                 longest = 4 + sum(len(block.objects) for block in blocks)
                 return "write", name, self._round_steps(blocks), longest
             case "release", ():
-                return "release", "letting go", work(), 2
+                return "end", "letting go", work(), 2
+            case "begin" | "end" as name, _:
+                kind = "journal" if name == "begin" else "end"
+                return kind, f"the journal's {name}", _journal_steps(work), 3
             case name, _:
                 raise AssertionError(f"the model knows nothing of {name}")
 
@@ -284,8 +305,17 @@ class ModelWriter(Writer):
             self._model_arrays[ArrayKey(epoch.store.key, array)].put_ledger(name, content)
 
 
-_SETUP = Setup(Path("/nowhere"), 1, True, 0o644, 0o755, LIMIT_BYTES, "INFO", "text", 0)
+_SETUP = Setup(
+    Path("/nowhere"), 1, True, 0o644, 0o755, LIMIT_BYTES, "INFO", "text", 0, "", 0, "", 1
+)
 
 
 def _written(ledger: Ledger) -> Written:
-    return Written(0, 0, 0.0, ledger.filled, rounds.unannounced(ledger))
+    return Written(0, 0, 0.0, ledger.filled_voxels, rounds.unannounced(ledger))
+
+
+def _journal_steps(work: Callable[[], Any]) -> Steps[Any]:
+    yield
+    result = work()
+    yield
+    return result

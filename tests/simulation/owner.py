@@ -4,7 +4,7 @@ What happens to it, and when, is the history's.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from types import SimpleNamespace
@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from choices import Number
 from model_broker import Channel, Queue
-from model_flow import ModelFlow, ModelScratch, arena, metrics
+from model_flow import ModelScratch, arena, metrics, model_flow
+from model_journal import JournalFolder
 from model_store import ModelArray, ModelStore
 from model_writer import ModelWriter
 from plan import Plan
@@ -22,9 +23,24 @@ from consumer.blocks import ArrayKey, BlockKey, DeliveryId, Write
 from consumer.broker import Delivery
 from consumer.errors import ConsumerError, ParkError, StopError
 from consumer.events import ArrayCompleted, Event
+from consumer.journal import Begun
+from consumer.lone import suspect
 from consumer.message import Outline
+from consumer.requests import (
+    Allow,
+    Answer,
+    BeginLone,
+    Close,
+    Done,
+    EndLone,
+    Open,
+    Opened,
+    Remark,
+    Request,
+    WriteBlock,
+    Written,
+)
 from consumer.settings import Settings
-from consumer.storage import Allow, Answer, Close, Done, Open, Remark, Request, WriteBlock, Written
 
 
 class Died(BaseException):
@@ -39,6 +55,7 @@ class Surroundings(Protocol):
     queue: Queue
     stores: dict[str, ModelStore]
     arrays: dict[ArrayKey, ModelArray]
+    journal: JournalFolder
     moments: "count[int]"
     number: Number
     now: float
@@ -72,18 +89,25 @@ class Owner:
         self.posted: deque[Callable[[], None]] = deque()
         self._announcing: list[tuple[Event, Callable[[bool], None]]] = []
         self._writing: set[BlockKey] = set()
+        self._opening = 0
+        self._quiet_at = around.now
+        # What may have killed a process, by delivery; and what is handled alone.
+        self._suspects: dict[DeliveryId, str | None] = {}
+        self._alone: set[str] | None = None
         self._waiting: dict[int, Done[Any]] = {}
         self._numbers = count()
         self.writer = ModelWriter(
             self.name,
             around.stores,
             around.arrays,
+            around.journal,
+            around.settings.lone_attempts,
             arena()._memory,
             around.moments,
             lambda: None if self.channel.linked else self.channel.number,
             partial(_answer, self.posted, self._waiting),
         )
-        self.flow = ModelFlow(
+        self.flow = model_flow(
             around.settings,
             self,
             self,  # it is broker and writer in one
@@ -93,8 +117,8 @@ class Owner:
             post=self.posted.append,
             stop=_stopped,
             clock=lambda: around.now,
+            real_bodies=around.plan.real_bodies,
         )
-        self.flow.takes_real_bodies = around.plan.real_bodies
 
     def says(self, line: str) -> None:
         """Add a line to the history's log."""
@@ -112,7 +136,9 @@ class Owner:
         letter = post.letter
         self.says(f"deliver {letter.number}, {_times(post.count)}")
         properties = SimpleNamespace(message_id=None, app_id=None, meant=letter.message)
-        self.flow.deliver(Delivery(identity, letter.envelope, properties, post.count), letter.body)
+        delivery = Delivery(identity, letter.envelope, properties, post.count)
+        self._suspects[identity] = suspect(delivery, letter.body)
+        self.flow.deliver(delivery, letter.body)
 
     @property
     def hears(self) -> bool:
@@ -144,6 +170,8 @@ class Owner:
 
     def end(self) -> None:
         """Lose the channel with the process."""
+        if self._alone is not None:
+            self.says("what was handled alone is cut short")
         self._new_channel()
 
     def _new_channel(self) -> Channel:
@@ -211,7 +239,14 @@ class Owner:
     def open(self, outline: Outline, max_block_bytes: int, done: Done[Any]) -> None:
         """Open an array."""
         self._call()
-        self._ask(Open(outline, max_block_bytes), done)
+        self._opening += 1
+        self._ask(Open(outline, max_block_bytes), partial(self._opened, done))
+
+    def _opened(
+        self, done: Done[Opened], opened: Opened | None, error: ConsumerError | None
+    ) -> None:
+        self._opening -= 1
+        done(opened, error)
 
     def allow(self, store: str, epoch: str) -> None:
         """Let be committed what is written to a store in an epoch."""
@@ -230,6 +265,9 @@ class Owner:
         if write.key in self._writing:
             raise Violation("two writes of a block at once", f"{write.key}")
         self._writing.add(write.key)
+        written_for = {self._suspects[identity] for identity in write.deliveries}
+        if self._alone is not None and not written_for <= self._alone:
+            raise Violation("not alone", f"{write.key} is written for others too")
         merged = ", merged" * write.merge
         self.says(f"write {write.key.array.path} {write.key.block}, {write.reason}{merged}")
         request = WriteBlock(
@@ -269,12 +307,50 @@ class Owner:
         """Let go of an array."""
         self._ask(Close(array), _ignored)
 
+    def begin_lone(self, fingerprints: Sequence[str], done: Done[Begun]) -> None:
+        """Note what is handled alone."""
+        self._call()
+        waited_s = self._around.now - self._quiet_at
+        if self._is_busy and waited_s <= self._around.settings.max_age_s:
+            raise Violation("not alone", "something else is under way")
+        begun = partial(self._begun_lone, fingerprints, not self._is_busy, done)
+        self._ask(BeginLone(fingerprints), begun)
+
+    def _begun_lone(
+        self,
+        fingerprints: Sequence[str],
+        waited_for_all: bool,
+        done: Done[Begun],
+        begun: Begun | None,
+        error: ConsumerError | None,
+    ) -> None:
+        if begun is not None:
+            self.says(f"{begun.count} are handled alone")
+            self._alone = set(fingerprints[: begun.count]) if waited_for_all else None
+        done(begun, error)
+
+    def end_lone(self, entry: str, settled: Sequence[str]) -> None:
+        """Note that it has ended in order."""
+        self._call()
+        self._alone = None
+        self._ask(EndLone(entry, settled), _ignored)
+
     def _ask(self, request: Request, done: Done[Any]) -> None:
         number = next(self._numbers)
         self._waiting[number] = done
         self.writer._do(number, request)
 
     # -- what must hold -------------------------------------------------------------------------
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether the writer was asked for something that may kill."""
+        return bool(self._writing or self._opening)
+
+    def note_quiet(self) -> None:
+        """Take note of whether nothing is under way."""
+        if not self._is_busy:
+            self._quiet_at = self._around.now
 
     def check_budget(self) -> None:
         """Check that each share holds what it is for; the ledgers' limit the model leaves out."""
@@ -294,6 +370,8 @@ class Owner:
 
     def check_end(self) -> None:
         """Check that nothing is held any more."""
+        if self.writer.journal.left:
+            raise Violation("counted as cut short", "though it was not")
         held = self.flow.budget.held
         if held["bodies"] or held["blocks"] or held["encoding"] or not self.flow.drained:
             raise Violation("held at the end", f"{held}")

@@ -163,6 +163,7 @@ class Plan:
             max_open_arrays=chance.choice([1, 4, 4]),
             workers=chance.choice([1, 2, 3]),
             retry_max_s=5.0,
+            lone_attempts=100,  # more than a history has faults: nothing is to be parked
         )
 
 

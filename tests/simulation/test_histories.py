@@ -69,6 +69,9 @@ def test_random_histories_keep_the_invariants() -> None:
         "not yet done",
         "is complete",
         "gives everything back",
+        "1 are handled alone",
+        "4 are handled alone",
+        "cut short",
         "are restarted",
     ],
 )

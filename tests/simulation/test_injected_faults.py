@@ -20,8 +20,9 @@ from consumer.blocks import ArrayKey, Block, DeliveryId, Reason, Write
 from consumer.coverage import Box, Coverage
 from consumer.flow import Flow
 from consumer.ledger import Ledger
+from consumer.lone import Lone
+from consumer.requests import WriteBlock, Written
 from consumer.rounds import WritableArray
-from consumer.storage import WriteBlock, Written
 
 SEEDS_UNTIL_FOUND = 2000
 
@@ -54,8 +55,8 @@ def test_acknowledging_before_the_commit_is_found(monkeypatch: pytest.MonkeyPatc
 def test_taking_a_failed_write_for_done_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     written = Flow._written
 
-    def careless(self: Flow, write: Write, result: Any, _error: Any) -> None:
-        written(self, write, result or Written(0, 0, 0.0), None)
+    def careless(self: Flow, write: Write, result: Any, _error: Any, **opened: Any) -> None:
+        written(self, write, result or Written(0, 0, 0.0), None, **opened)
 
     monkeypatch.setattr(Flow, "_written", careless)
     assert _found(NOT_DURABLE)
@@ -167,6 +168,20 @@ def test_forgetting_a_delivery_on_flush_is_found(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Assembler, "wrote", forgetful)
     assert _found("stuck")
+
+
+@pytest.mark.parametrize("waits_for", ["what came before", "its own end"])
+def test_handling_suspects_together_with_others_is_found(
+    monkeypatch: pytest.MonkeyPatch, waits_for: str
+) -> None:
+    if waits_for == "what came before":
+        monkeypatch.setattr(Lone, "_is_under_way", lambda _self: False)
+    else:
+        lets_in = Lone.lets_in
+        monkeypatch.setattr(
+            Lone, "lets_in", lambda self, held: bool(self._batch) or lets_in(self, held)
+        )
+    assert _found("not alone")
 
 
 # -- epochs and the ledger ----------------------------------------------------------------------

@@ -18,6 +18,7 @@ from itertools import count
 import numpy as np
 from choices import Choices, Event, History, Number
 from model_broker import Queue
+from model_journal import JournalFolder
 from model_store import ModelStore, ledgers_as_objects, model_arrays
 from model_writer import Job, ModelWriter
 from owner import Died, Owner
@@ -33,6 +34,8 @@ _ORDINARY = ("publish", "deliver", "finish", "finish_all", "hear", "tick", "noti
 _FAULTS = dict.fromkeys(("fail", "hang", "lose", "crash"), 0.25)
 _FAULTS_OF_TWO = _FAULTS | {"hand": 1.0, "part": 0.5}
 _HANGS_S = (20.0, 150.0, 2_000.0, float("inf"))
+# What may be done in part when a process dies.
+_PARTLY_DONE = {"write", "journal"}
 _STEPS = (0, 1, 1, 1, 2, 2, 3, 4)
 
 
@@ -56,6 +59,7 @@ class World:
         self.arrays = {array.key: array for array in model_arrays(self.plan)}
         self.stores = {key.store: ModelStore(key.store) for key in self.arrays}
         self.queue = Queue()
+        self.journal = JournalFolder()
         self.faults: list[str] = []
         self.log: list[str] = []
         self._events: dict[str, Callable[[], None]] = {
@@ -129,6 +133,7 @@ class World:
             action()
             owner.run_posted()
             owner.check_budget()
+            owner.note_quiet()
         except Died:
             self._note_fault(owner, "crash")
             self._start_anew(owner)
@@ -258,7 +263,7 @@ class World:
 
     def _fail(self) -> None:
         """Have work fail at one of its steps."""
-        jobs = [each for each in self._jobs() if each[1].kind != "release"]
+        jobs = [each for each in self._jobs() if each[1].kind != "end"]
         if not jobs:
             return
         removed = self.number.below(4) == 1
@@ -347,7 +352,7 @@ class World:
         """End and start a process; what its writer had begun may be done in part, or go on."""
         writer = owner.writer
         outlives = self.number.below(3) == 1
-        for job in [job for job in writer.jobs if job.kind == "write" and not outlives]:
+        for job in [x for x in writer.jobs if x.kind in _PARTLY_DONE and not outlives]:
             steps = self.number.below(job.longest)
             if steps:
                 writer.advance(job, steps)

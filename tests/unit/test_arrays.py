@@ -22,7 +22,7 @@ from zarr.codecs import (
 )
 from zarr.storage import LocalStore
 
-from consumer.arrays import LEDGER_ID, OpenArray, Store, open_array, open_store
+from consumer.arrays import OpenArray, Store, open_array, open_store
 from consumer.contract import ArrayEntry
 from consumer.coverage import Box
 from consumer.errors import (
@@ -36,6 +36,7 @@ from consumer.errors import (
     UnsafePath,
 )
 from consumer.message import check_kinds
+from consumer.new_arrays import LEDGER_ID
 
 KEY = "plate7/d.zarr"
 
@@ -666,10 +667,10 @@ def test_what_is_refused_leaves_the_store_as_it_was(store: Store, refused: dict[
 
 
 def test_what_does_not_exist_is_made_late(store: Store) -> None:
-    array = promised(store, entry())
-    assert not store.path.exists()
+    array = promised(store, entry(fill_value=7))
+    np.testing.assert_array_equal(array.read(Box((0, 0, 0), (1, 9, 9))), np.full((1, 9, 9), 7))
+    assert not store.path.parent.exists()
     assert array.metadata.stands()
-    np.testing.assert_array_equal(array.read(Box((0, 0, 0), (1, 9, 9))), np.zeros((1, 9, 9)))
     array.metadata.make()
     array.metadata.require()
     before = stamps(store.path)

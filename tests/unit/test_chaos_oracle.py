@@ -18,8 +18,8 @@ STATE = f".tiles/{IMAGE.store}"
 
 
 @pytest.fixture(autouse=True)
-def _no_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product, "has_ledger", lambda: False)
+def _ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    _say_missing(monkeypatch, IMAGE.places()[-3:])
 
 
 @pytest.fixture
@@ -104,13 +104,19 @@ def test_files_that_nobody_asked_for_are_foreign(root: Path, name: str) -> None:
     [
         (f"{STATE}/epochs/1-ab/0", 2),
         (f"{STATE}/fenced/1-ab/0", 2),
-        (f"{STATE}/staging/ab/0", 2),
         (".tiles/probe-ab", 1),
+        (".tiles/lone/ab.json", 0),
+        (".tiles/lone/ab.part", 1),
     ],
 )
 def test_what_a_tenure_left_behind_is_left_over(root: Path, name: str, count: int) -> None:
     put(root / name)
     assert figures(root) == (0, 0, 0, count)
+
+
+def test_what_is_noted_of_messages_that_kill_stays(root: Path) -> None:
+    put(root / ".tiles/lone/ab.json")
+    assert figures(root) == (0, 0, 0, 0)
 
 
 def test_what_lay_there_before_is_nobodys(root: Path) -> None:
@@ -142,7 +148,11 @@ def test_a_snapshot_sees_a_changed_file(tmp_path: Path) -> None:
 def _with_ledger(
     root: Path, monkeypatch: pytest.MonkeyPatch, missing: list[tuple[int, int]]
 ) -> tuple[int, int, int, int]:
-    regions = [(slice(None), *IMAGE.box(place)) for place in missing]
-    monkeypatch.setattr(product, "has_ledger", lambda: True)
-    monkeypatch.setattr(product, "missing", lambda *_: iter(regions))
+    _say_missing(monkeypatch, missing)
     return figures(root)
+
+
+def _say_missing(monkeypatch: pytest.MonkeyPatch, missing: list[tuple[int, int]]) -> None:
+    """Have the ledger call some places missing."""
+    regions = [(slice(None), *IMAGE.box(place)) for place in missing]
+    monkeypatch.setattr(product, "missing", lambda *_: iter(regions))

@@ -81,7 +81,7 @@ def run(writer: Writer, *arguments: str) -> int:
 COMMANDS = ["status", "missing", "wait", "reset"]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ["doctor", *COMMANDS])
 def test_the_help_has_a_purpose_and_an_example(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,7 +93,7 @@ def test_the_help_has_a_purpose_and_an_example(
     assert re.search(r"\n\n[A-Z][^\n]{20,}", said)
 
 
-@pytest.mark.parametrize("name", ["run", *COMMANDS])
+@pytest.mark.parametrize("name", ["run", "doctor", *COMMANDS])
 def test_the_help_lists_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     assert f"\n  {name} " in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -765,3 +766,21 @@ def test_a_failed_probe_leaves_no_file(
 def test_the_probe_of_a_missing_root_fails(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         probe(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(("age_s", "left"), [(600, False), (1, True)], ids=["old", "under way"])
+def test_the_probe_removes_what_a_killed_one_left(root: Path, age_s: float, left: bool) -> None:
+    probe(root)
+    earlier = root / ".tiles/probe-0123456789abcdef"
+    earlier.write_bytes(b"probe")
+    os.utime(earlier, (0, time.time() - age_s))
+    probe(root)
+    assert earlier.exists() == left
+
+
+def test_a_store_that_is_called_like_a_probe_stays(root: Path) -> None:
+    store = root / ".tiles/probe-store.zarr"
+    store.mkdir(parents=True)
+    os.utime(store, (0, 0))
+    probe(root)
+    assert store.exists()

@@ -2,9 +2,12 @@
 
 import json
 
+import pika
 import pytest
 
+from consumer.errors import Undecodable
 from consumer.events import ArrayCompleted, ArrayProgress, TileParked
+from consumer.parking import parked_event, parked_properties
 
 COMPLETED = ArrayCompleted(store="p/a.zarr", array="x", run="1")
 
@@ -42,3 +45,22 @@ def test_a_routing_key_is_never_longer_than_amqp_carries() -> None:
     key = COMPLETED.model_copy(update={"store": "ü" * 125 + ".zarr"}).routing_key
 
     assert 250 < len(key.encode()) <= 255
+
+
+@pytest.mark.parametrize("identity", ["m-1", b"\xff-1", None])
+def test_a_parked_message_is_told_of_whatever_its_id(identity: str | bytes | None) -> None:
+    said = parked_properties(
+        pika.BasicProperties(
+            message_id=identity, headers={"x-tiles-foreign": 1, "other": 2, b"\xff": 3}
+        ),
+        Undecodable("no document"),
+        parking_id="p-1",
+        routing_key="a/b.zarr",
+        by="me",
+    )
+    event = parked_event(pika.BasicProperties(**said))
+    assert event.store == "a/b.zarr"
+    assert (event.reason, event.detail) == ("undecodable", "no document")
+    assert (event.parked_by, event.parking_id) == ("me", "p-1")
+    assert event.identity == "p-1"
+    assert event.message_id == {"m-1": "m-1", b"\xff-1": "\ufffd-1", None: None}[identity]

@@ -501,7 +501,7 @@ def test_no_acknowledged_write_is_lost_whatever_the_order(tmp_path: Path, first:
 
 def take_without_removing(self: Any, _store: str) -> Path:
     """Take a store, and let others have it too."""
-    made: Path = self._make()
+    made: Path = self.make()
     return made
 
 
@@ -523,7 +523,7 @@ def name_elsewhere(self: Any) -> Path:
 
 
 FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
-    "the taker does not remove earlier epochs": ("_Epochs.take", take_without_removing),
+    "the taker does not remove earlier epochs": ("Epochs.take", take_without_removing),
     "files are not removed by way of the epoch": ("Commit._remove", remove_in_place),
     "the commit makes its epoch's folder": ("Commit._write", write_anyway),
     "temporary files lie outside the epoch": ("Commit._new_name", name_elsewhere),

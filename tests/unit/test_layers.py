@@ -15,9 +15,11 @@ PURE = (
     "coverage",
     "ledger",
     "ledger_format",
+    "pace",
     "placement",
     "runs",
     "stored",
+    "watchdog",
 )
 
 
@@ -39,14 +41,15 @@ def _importers(library: str) -> set[str]:
     }
 
 
-_PIKA = {"broker", "connection", "outgoing", "parked", "sender", "topology"}
+_PIKA = {"broker", "checks", "connection", "copies", "outgoing", "parked", "sender", "topology"}
 
 
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
         pytest.param("pika", _PIKA, id="pika"),
-        pytest.param("zarr", {"arrays", "encoder", "images"}, id="zarr"),
+        pytest.param("zarr", {"arrays", "new_arrays", "encoder", "images"}, id="zarr"),
+        pytest.param("packaging", {"doctor"}, id="packaging"),
         pytest.param("rich", {"display", "table"}, id="rich"),
         pytest.param("prometheus_client", {"metrics", "health"}, id="prometheus_client"),
     ],
@@ -78,7 +81,7 @@ def test_what_a_producer_imports_loads_nothing_of_the_service() -> None:
 def test_what_runs_the_service_loads_nothing_that_only_other_commands_need() -> None:
     program = (
         "import sys, consumer.cli, consumer.commands.run, consumer.writer\n"
-        "unwanted = {'rich', 'tifffile', 'consumer.publisher'}\n"
+        "unwanted = {'rich', 'tifffile', 'consumer.publisher', 'consumer.checks'}\n"
         "print(sorted(unwanted & set(sys.modules)), 'consumer.service' in sys.modules)"
     )
     run = subprocess.run(
@@ -87,8 +90,13 @@ def test_what_runs_the_service_loads_nothing_that_only_other_commands_need() -> 
     assert run.stdout.strip() == "[] True"
 
 
-@pytest.mark.parametrize("name", ["status", "missing", "wait", "reset"])
-def test_a_command_on_ledgers_needs_neither_broker_nor_zarr(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [(name, []) for name in ("status", "missing", "wait", "reset")] + [("verify", ["zarr"])],
+)
+def test_a_command_on_ledgers_needs_no_broker_and_zarr_only_to_read_back(
+    name: str, needed: list[str]
+) -> None:
     program = (
         f"import sys, consumer.cli, consumer.commands.{name}\n"
         "print(sorted({'pika', 'zarr', 'prometheus_client', 'rich'} & set(sys.modules)))"
@@ -96,4 +104,4 @@ def test_a_command_on_ledgers_needs_neither_broker_nor_zarr(name: str) -> None:
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert run.stdout.strip() == "[]"
+    assert run.stdout.strip() == str(needed)

@@ -160,6 +160,36 @@ def test_what_is_missing_is_all_the_rest_and_each_voxel_once(
 
 @settings(deadline=None)
 @given(histories())
+def test_what_is_filled_comes_block_by_block_and_nothing_else(
+    history: tuple[Header, list[tuple[str, BlockIndex, list[Box]]]],
+) -> None:
+    model = Model(history[0])
+    for played in history[1]:
+        model.play(*played)
+    found, blocks = np.zeros(history[0].shape, bool), 0
+    for blocks, (block, filled) in enumerate(model.ledger.filled(), 1):  # noqa: B007
+        assert filled.voxels > 0
+        for box in filled:
+            assert not found[block.slices][box.slices].any()
+            found[block.slices][box.slices] = True
+    np.testing.assert_array_equal(found, model.bits)
+    assert model.ledger.filled_blocks == blocks
+
+
+@settings(deadline=None)
+@given(histories(), st.data())
+def test_a_box_is_covered_where_every_voxel_of_it_is_filled(
+    history: tuple[Header, list[tuple[str, BlockIndex, list[Box]]]], data: st.DataObject
+) -> None:
+    model = Model(history[0])
+    for played in history[1]:
+        model.play(*played)
+    box = data.draw(boxes_within(history[0].shape))
+    assert model.ledger.covers(box) == model.bits[box.slices].all()
+
+
+@settings(deadline=None)
+@given(histories())
 def test_it_counts_blocks_and_voxels(
     history: tuple[Header, list[tuple[str, BlockIndex, list[Box]]]],
 ) -> None:

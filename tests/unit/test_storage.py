@@ -16,6 +16,7 @@ import zarr
 
 from consumer.arena import Arena
 from consumer.blocks import ArrayKey, BlockKey, Reason, Write
+from consumer.commit import Commit
 from consumer.contract import build
 from consumer.coverage import Box, Coverage
 from consumer.errors import (
@@ -238,3 +239,55 @@ def test_the_writer_ends_with_its_owner(tmp_path: Path) -> None:
         owner.kill()
         owner.communicate()
     assert psutil.wait_procs([writer], timeout=5)[1] == []
+
+
+# -- what was found while another had the store -------------------------------------------------
+
+HALF = Box((0, 0), (BLOCK, 4))
+
+
+def taken_by_another(root: Path, name: str) -> None:
+    """Take the store as another consumer does, and put there what would be refused."""
+    other = Commit.take(root, KEY.store, file_mode=0o644, folder_mode=0o755)
+    other.commit({name: [b"what another is about to write"]})
+
+
+@pytest.mark.parametrize(
+    "name", ["a/c/0/0", "a/zarr.json", "zarr.json"], ids=["a chunk", "metadata", "a group"]
+)
+def test_an_array_that_another_makes_meanwhile_is_fenced_and_not_refused(
+    bench: Bench, tmp_path: Path, name: str
+) -> None:
+    bench.open()
+    taken_by_another(tmp_path, name)
+    _, (_, error) = bench.write(0, 7)
+    assert isinstance(error, Fenced)
+
+
+@pytest.mark.parametrize("name", ["b/c/0/0", "b/zarr.json"], ids=["a chunk", "metadata"])
+def test_an_array_that_is_opened_while_another_makes_it_is_fenced_and_not_refused(
+    bench: Bench, tmp_path: Path, name: str
+) -> None:
+    bench.open()
+    taken_by_another(tmp_path, name)
+    _, error = bench.open(array="b")
+    assert isinstance(error, Fenced)
+
+
+def test_a_block_that_another_writes_meanwhile_is_fenced_and_not_damaged(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.open()
+    bench.write(0, 7)
+    taken_by_another(tmp_path, "a/c/0/0")
+    _, (_, error) = bench.write(0, 8, HALF)
+    assert isinstance(error, Fenced)
+
+
+def test_what_is_refused_in_ones_own_epoch_stays_refused(bench: Bench, tmp_path: Path) -> None:
+    bench.open()
+    foreign = tmp_path / KEY.store / "b/c/0/0"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b"nobody knows whose")
+    _, error = bench.open(array="b")
+    assert isinstance(error, ArrayMismatch)

@@ -1,0 +1,132 @@
+"""Takes deliveries from the inbox, in their order, into blocks or to where they wait for an array.
+
+Sans-I/O: opening arrays, writing blocks and settling deliveries is the flow's.
+"""
+
+import logging
+from collections.abc import Callable
+
+from consumer.assembler import Assembler
+from consumer.blocks import StoredArray
+from consumer.errors import ParkError, Unexpected
+from consumer.faults import Condemned
+from consumer.handles import Handle, Handles
+from consumer.inbox import Held, Inbox
+from consumer.message import Message, Outline, decode
+from consumer.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+class Intake:
+    """The way of a delivery from the inbox into blocks.
+
+    Parameters
+    ----------
+    max_bytes : int
+        The largest body, as sent and decompressed.
+    lets_in : callable
+        Whether the head of the inbox may be placed now.
+    park : callable
+        Takes a delivery that has left the inbox and can never be written.
+    before : callable
+        Takes each body before it is looked into.
+    clock : callable
+        Seconds, monotonic.
+
+    Attributes
+    ----------
+    starved : bool
+        Whether the head of the inbox waits for room.
+    """
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        assembler: Assembler,
+        handles: Handles,
+        condemned: Condemned,
+        metrics: Metrics,
+        *,
+        max_bytes: int,
+        lets_in: Callable[[Held], bool],
+        park: Callable[[Held, ParkError], None],
+        before: Callable[[bytes], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._inbox = inbox
+        self._assembler = assembler
+        self._handles = handles
+        self._condemned = condemned
+        self._metrics = metrics
+        self._max_bytes = max_bytes
+        self._lets_in = lets_in
+        self._park = park
+        self._before = before
+        self._clock = clock
+        self.starved = False
+
+    def take(self) -> None:
+        """Take in all that there is room for."""
+        self.starved = False
+        while (held := self._inbox.head()) is not None and self._lets_in(held):
+            try:
+                gone = self._place(held)
+            except ParkError as error:
+                self._refuse(held, error)
+                continue
+            except Exception as error:
+                log.exception("unexpected error while placing a message")
+                self._refuse(held, Unexpected(f"{type(error).__name__}: {error}"))
+                continue
+            if not gone:
+                self.starved = True
+                return
+            self._inbox.pop()
+
+    def _refuse(self, held: Held, error: ParkError) -> None:
+        self._inbox.pop()
+        self._assembler.forget([held.delivery.id])
+        self._park(held, error)
+
+    def _place(self, held: Held) -> bool:
+        """Place a delivery's tiles; return whether it has left the inbox."""
+        if held.placing:
+            return self._placed(held, self._assembler.resume(held.delivery.id))
+        self._before(held.body or b"")
+        message = held.message or self._decoded(held)
+        outline = held.outline or message.outline
+        handle = self._handles.of(outline)
+        if handle.array is None:
+            self._inbox.forget_decoded(held)
+            handle.waiting.append(held)
+            return True
+        self._check(handle, handle.array, outline)
+        held.placing = True
+        self._metrics.tiles.inc(len(message.tiles))
+        done = self._assembler.add(
+            held.delivery.id,
+            handle.key,
+            handle.array.layout,
+            message.tiles,
+            since=held.since,
+            now=self._clock(),
+        )
+        return self._placed(held, done)
+
+    def _placed(self, held: Held, done: bool) -> bool:
+        if done:
+            self._inbox.release(held)
+        return done
+
+    def _decoded(self, held: Held) -> Message:
+        assert held.body is not None
+        message = decode(held.delivery.envelope, held.body, max_bytes=self._max_bytes)
+        self._inbox.note_decoded(held, message)
+        return message
+
+    def _check(self, handle: Handle, array: StoredArray, outline: Outline) -> None:
+        array.check(outline.entry)
+        outline.check(array.layout)
+        self._condemned.check(handle.key, array.layout.grid, outline.boxes)
+        handle.claim(outline)
