@@ -1,10 +1,10 @@
 """The real journal of lone handlings, on a model of its folder that all processes see."""
 
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 
-from consumer.journal import Journal
+from consumer.errors import ConsumerError
+from consumer.journal import Begun, Journal
 
 
 class JournalFolder:
@@ -12,7 +12,6 @@ class JournalFolder:
 
     def __init__(self) -> None:
         self.entries: dict[str, tuple[str, ...]] = {}
-        self.names = count(1)
 
 
 class ModelJournal(Journal):
@@ -28,11 +27,20 @@ class ModelJournal(Journal):
         super().__init__(_NOWHERE, by="", attempts=attempts, file_mode=0, folder_mode=0)
         self._model = folder
         self.written: set[str] = set()
+        self._failure: ConsumerError | None = None
 
     @property
     def left(self) -> set[str]:
         """Entries of this process that are still there."""
         return self.written & self._model.entries.keys()
+
+    def fail(self, fingerprints: Sequence[str], failure: ConsumerError) -> Begun:
+        """Begin, but fail when the entry stands."""
+        self._failure = failure
+        try:
+            return self.begin(fingerprints)
+        finally:
+            self._failure = None
 
     def _remove_ended(self) -> None:
         for name in self._ended:
@@ -43,11 +51,11 @@ class ModelJournal(Journal):
     def _read(self) -> None:
         self._entries = dict(self._model.entries)
 
-    def _write(self, fingerprints: Sequence[str]) -> str:
-        name = f"{next(self._model.names)}"
-        self._model.entries[name] = self._entries[name] = tuple(fingerprints)
+    def _put(self, name: str, fingerprints: Sequence[str]) -> None:
+        self._model.entries[name] = tuple(fingerprints)
         self.written.add(name)
-        return name
+        if self._failure is not None:
+            raise self._failure
 
 
 _NOWHERE = Path("/nowhere")

@@ -24,6 +24,7 @@ from consumer.blocks import ArrayKey
 from consumer.coverage import Box, Coverage
 from consumer.encoder import touched_files
 from consumer.errors import ConsumerError
+from consumer.journal import Begun
 from consumer.ledger import LIMIT_BYTES, Ledger
 from consumer.ledger_format import Header
 from consumer.requests import Answer, Open, Remark, Setup, WriteBlock, Written
@@ -175,6 +176,10 @@ class ModelWriter(Writer):
     def _modelled(self, work: "partial[Any]") -> tuple[str, str, Steps[Any], int]:
         """Return what work is done: its kind and name, its steps and about how many they are."""
         match work.func.__name__, work.args:
+            case "begin", (fingerprints,):
+                return "journal", "the journal's begin", self._begin_steps(fingerprints), 4
+            case "release" | "end", _:
+                return "end", *_ending(work), 2
             case "_take", (key,):
                 return "open", f"taking {key}", self._take_steps(key), 8
             case "_opened", (store, known, request):
@@ -189,11 +194,6 @@ class ModelWriter(Writer):
                 name = f"{what} {blocks[0].array.open.store.key}"
                 longest = 4 + sum(len(block.objects) for block in blocks)
                 return "write", name, self._round_steps(blocks), longest
-            case "release", ():
-                return "end", "letting go", work(), 2
-            case "begin" | "end" as name, _:
-                kind = "journal" if name == "begin" else "end"
-                return kind, f"the journal's {name}", _journal_steps(work), 3
             case name, _:
                 raise AssertionError(f"the model knows nothing of {name}")
 
@@ -233,6 +233,14 @@ class ModelWriter(Writer):
             return {write.box: [buffer.copy()]}
         files = touched_files(grid, write.box, write.filled)
         return {box: [buffer[box.shifted(write.box.start).slices].copy()] for box in files}
+
+    def _begin_steps(self, fingerprints: Sequence[str]) -> Steps[Begun]:
+        yield
+        try:
+            yield
+        except ConsumerError as error:
+            return self.journal.fail(fingerprints, error)
+        return self.journal.begin(fingerprints)
 
     # -- rounds ---------------------------------------------------------------------------------
 
@@ -314,8 +322,13 @@ def _written(ledger: Ledger) -> Written:
     return Written(0, 0, 0.0, ledger.filled_voxels, rounds.unannounced(ledger))
 
 
-def _journal_steps(work: Callable[[], Any]) -> Steps[Any]:
+def _ending(work: "partial[Any]") -> tuple[str, Steps[None]]:
+    """Return the name and steps of work that ends something."""
+    if work.func.__name__ == "release":
+        return "letting go", work()
+    return "the journal's end", _step(work)
+
+
+def _step(work: Callable[[], None]) -> Steps[None]:
     yield
-    result = work()
-    yield
-    return result
+    work()
