@@ -80,7 +80,7 @@ def _collect_less() -> None:
     """Leave alone what is there already, and look for garbage less often: that takes time."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000)
+    gc.set_threshold(100_000, 20, 100)
 
 
 def run(seed: int) -> Ran:

@@ -6,12 +6,14 @@ The faults are the product's, and where the simulator has a model in its place, 
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 import histories
 import pytest
 from histories import Failure, first_failure, main, report, smallest
+from model_journal import ModelJournal
 from model_store import LEDGER_AHEAD, ModelStore, Steps
 from model_writer import ModelWriter, Objects
 
@@ -182,6 +184,25 @@ def test_handling_suspects_together_with_others_is_found(
             Lone, "lets_in", lambda self, held: bool(self._batch) or lets_in(self, held)
         )
     assert _found("not alone")
+
+
+def test_a_lone_handling_whose_end_is_not_told_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lone, "end", Lone._forget)
+    assert _found("counted as cut short")
+
+
+def test_an_entry_of_the_journal_that_outlives_a_failed_begin_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = count(1)
+
+    def careless(self: ModelJournal, fingerprints: Sequence[str]) -> str:
+        name = f"{next(names)}"
+        self._put(name, fingerprints)
+        return name
+
+    monkeypatch.setattr(ModelJournal, "_write", careless)
+    assert _found("counted as cut short")
 
 
 # -- epochs and the ledger ----------------------------------------------------------------------
