@@ -77,11 +77,12 @@ class Coverage:
     when somebody looks.
     """
 
-    __slots__ = ("_boxes", "_join_at", "voxels")
+    __slots__ = ("_boxes", "_is_joined", "_join_at", "voxels")
 
     def __init__(self, boxes: Iterable[Box] = ()) -> None:
         self._boxes: list[Box] = []
         self._join_at = _UNJOINED
+        self._is_joined = True
         self.voxels = 0
         for box in boxes:
             self.add(box)
@@ -99,6 +100,7 @@ class Coverage:
         twin = Coverage()
         twin._boxes = self._boxes.copy()
         twin._join_at = self._join_at
+        twin._is_joined = self._is_joined
         twin.voxels = self.voxels
         return twin
 
@@ -145,13 +147,16 @@ class Coverage:
             boxes.pop()
             box = joined
         boxes.append(box)
+        self._is_joined = len(boxes) == 1
 
     def _join(self) -> None:
-        if len(self._boxes) > 1:
-            joined = _Joined()
-            for box in self._boxes:
-                joined.add(box)
-            self._boxes = list(joined.boxes)
+        if self._is_joined:
+            return
+        joined = _Joined()
+        for box in self._boxes:
+            joined.add(box)
+        self._boxes = list(joined.boxes)
+        self._is_joined = True
 
 
 def _joined(one: Box, other: Box) -> Box | None:

@@ -195,8 +195,20 @@ class Journal:
         return found if all(isinstance(each, str) for each in found) else ()
 
     def _write(self, fingerprints: Sequence[str]) -> str:
+        name = f"{secrets.token_hex(8)}.json"
+        try:
+            self._put(name, fingerprints)
+        except BaseException:
+            # It may stand all the same, though nothing is begun.
+            self._ended.add(name)
+            self._remove_ended()
+            raise
+        self._entries[name] = tuple(fingerprints)
+        return name
+
+    def _put(self, name: str, fingerprints: Sequence[str]) -> None:
         said = {"begun_ms": int(self._clock() * 1000), "by": self._by, "messages": fingerprints}
-        path = self._folder / f"{secrets.token_hex(8)}.json"
+        path = self._folder / name
         part = path.with_suffix(".part")
         made = self._folders.above([path])
         try:
@@ -213,5 +225,3 @@ class Journal:
         for folder in {self._folder} | {each.parent for each in made}:
             sync_folder(folder)
         self._folders.synced.update(made)
-        self._entries[path.name] = tuple(fingerprints)
-        return path.name

@@ -2,11 +2,13 @@
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 _NUMBER_BITS = 60
+
+Item = TypeVar("Item")
 
 
 class Event(NamedTuple):
@@ -112,6 +114,15 @@ class Number:
         salt = self.below(1 << 16)
         if not salt:
             return list(range(len(numbers)))
-        return sorted(
-            range(len(numbers)), key=lambda i: ((numbers[i] + salt) * 40503 * salt) % 65521
-        )
+        return sorted(range(len(numbers)), key=lambda i: _salted(numbers[i], salt))
+
+    def first(self, items: Sequence[Item], number_of: Callable[[Item], int]) -> Item:
+        """Return the item that comes first in such an order of their numbers."""
+        salt = self.below(1 << 16)
+        if not salt or len(items) == 1:
+            return items[0]
+        return min(items, key=lambda item: _salted(number_of(item), salt))
+
+
+def _salted(number: int, salt: int) -> int:
+    return ((number + salt) * 40503 * salt) % 65521

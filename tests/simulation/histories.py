@@ -3,6 +3,7 @@
 As a script it takes a seed or what `report` printed, and plays that history.
 """
 
+import gc
 import os
 import shlex
 import sys
@@ -15,7 +16,8 @@ from time import monotonic
 
 from choices import History
 from plan import Letter, plan_of
-from world import Violation, World
+from violation import Violation
+from world import World
 
 PROCESSES = min(2, len(os.sched_getaffinity(0)))
 # How long a failing history is made smaller, in seconds.
@@ -64,13 +66,21 @@ Alike = Callable[[History], Failure | None]
 def run_all(seeds: Iterable[int]) -> list[Ran]:
     """Run the histories of seeds in several processes, up to the first that fails."""
     ran = []
-    with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
+    start = get_context("spawn")
+    with ProcessPoolExecutor(PROCESSES, mp_context=start, initializer=_collect_less) as pool:
         for each in pool.map(run, seeds, chunksize=_BATCH):
             ran.append(each)
             if each.failed:
                 pool.shutdown(cancel_futures=True)
                 break
     return ran
+
+
+def _collect_less() -> None:
+    """Leave alone what is there already, and look for garbage less often: that takes time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def run(seed: int) -> Ran:

@@ -1,5 +1,6 @@
 """What a seed lays down before its history begins: arrays, tiles, messages and settings."""
 
+import itertools
 import math
 import random
 from collections.abc import Collection
@@ -25,6 +26,8 @@ from consumer.settings import Settings
 LEAST_TILES = 50
 LEAST_ARRAYS = 3
 LEAST_FAULTS = 5
+# The share of histories in which two processes have the queue by turns.
+TWO_OWNERS = 0.4
 # Seeds below this one go through real bodies: encoded, compressed, checksummed, decoded.
 REAL_BODIES = 200
 # A voxel's value is the number of its tile and the voxel's place in the array.
@@ -83,16 +86,23 @@ class Plan:
     def __init__(self, seed: int) -> None:
         chance = random.Random(f"plan of {seed}")
         self.real_bodies = seed < REAL_BODIES
+        self.owners = ("A: ", "B: ") if chance.random() < TWO_OWNERS else ("",)
         self.faults = LEAST_FAULTS + chance.randrange(3)
+        self.faults_are_spread = chance.random() < 0.5
         self.arrays = [_array(chance, number) for number in range(LEAST_ARRAYS, -1, -1)]
         self.arrays = self.arrays[chance.randrange(2) :]
+        # Tiles that fill an array come to some of them.
+        self._covers = {x.key: _cover(chance, x) * chance.randrange(2) for x in self.arrays}
         self._drafts: list[tuple[PlannedArray, list[PlannedTile]]] = []
         self._draft_messages(chance)
         self.letters = [self._letter(i, tiles) for i, (_, tiles) in enumerate(self._drafts)]
         self.sends = _shuffled(chance, len(self._drafts))
         self.settings = self._settings(chance)
-        # How fast the workers are and how fast time goes, against all else that happens.
-        self.workers_pace = chance.choice([0.6, 3.0, 8.0])
+        # Whether all processes are restarted before the quiet end, with a prefetch count for all.
+        self.ends_wider = chance.random() < 0.5
+        # How fast workers and broker are and how fast time goes, against all else that happens.
+        self.workers_pace = chance.choice([0.4, 2.0, 8.0])
+        self.broker_pace = chance.choice([0.6, 3.0, 8.0])
         self.time_pace = chance.choice([0.3, 1.0, 2.0])
 
     def cut(self, tiles: Collection[int] | None) -> list[Letter | None]:
@@ -106,8 +116,10 @@ class Plan:
         made = 0
         while made < LEAST_TILES:
             array = self.arrays[len(self._drafts) % len(self.arrays)]
-            count = chance.choice([1, 2, 2, 5])
-            tiles = [_tile(chance, array, made + i + 1) for i in range(count)]
+            count = chance.choice([1, 2, 4, 5])
+            cover = self._covers[array.key]
+            boxes = [cover.pop() if cover else None for _ in range(count)]
+            tiles = [_tile(chance, array, made + i, box) for i, box in enumerate(boxes, 1)]
             self._drafts.append((array, tiles))
             made += count
 
@@ -142,13 +154,13 @@ class Plan:
         least = max(least_limit(block), body * 8 + 16)
         return Settings.model_construct(
             output_root=Path("/nowhere"),
-            memory_budget_bytes=ByteSize(int(least * chance.choice([1.0, 1.5, 8.0]))),
-            prefetch_count=chance.choice([2, 5, 10]),
+            memory_budget_bytes=ByteSize(int(least * chance.choice([1.0, 1.5, 8.0, 64.0]))),
+            prefetch_count=chance.choice([3, 6, 12]),
             idle_s=5.0,
             max_age_s=60.0,
             consumer_timeout_s=1800.0,
             max_message_bytes=ByteSize(body),
-            max_open_arrays=chance.choice([1, 3]),
+            max_open_arrays=chance.choice([1, 4, 4]),
             workers=chance.choice([1, 2, 3]),
             retry_max_s=5.0,
             lone_attempts=100,  # more than a history has faults: nothing is to be parked
@@ -187,18 +199,34 @@ def _array(chance: random.Random, number: int) -> PlannedArray:
     return PlannedArray(key, layout, fields, TilesEntry.model_construct(None, **fields))
 
 
-def _tile(chance: random.Random, array: PlannedArray, number: int) -> PlannedTile:
-    axes, shape = array.layout.axes, array.layout.shape
-    filled = chance.random() < 0.15
+def _cover(chance: random.Random, array: PlannedArray) -> list[Box]:
+    """Return the boxes of a few tiles that fill an array, in any order."""
+    cuts = []
+    for axis, n in zip(array.layout.axes, array.layout.shape, strict=True):
+        at = 1 if axis == "T" else chance.randrange(n)
+        cuts.append([(0, at), (at, n)] if at else [(0, n)])
+    boxes = [Box(*map(tuple, zip(*spans, strict=True))) for spans in itertools.product(*cuts)]
+    chance.shuffle(boxes)
+    return boxes
+
+
+def _box(chance: random.Random, array: PlannedArray, one_channel: bool) -> Box:
     part = chance.choice([2, 2, 4])
     start, stop = [], []
-    for axis, n in zip(axes, shape, strict=True):
-        one = axis == "T" or (axis == "C" and filled)
+    for axis, n in zip(array.layout.axes, array.layout.shape, strict=True):
+        one = axis == "T" or (axis == "C" and one_channel)
         size = 1 if one else 1 + chance.randrange(max(1, n * part // 6))
         at = chance.randrange(n - size + 1)
         start.append(at)
         stop.append(at + size)
-    box = Box(tuple(start), tuple(stop))
+    return Box(tuple(start), tuple(stop))
+
+
+def _tile(chance: random.Random, array: PlannedArray, number: int, box: Box | None) -> PlannedTile:
+    axes, shape = array.layout.axes, array.layout.shape
+    filled = chance.random() < 0.15
+    box = box or _box(chance, array, filled)
+    filled = filled and ("C" not in axes or box.shape[0] == 1)
     first = sum(axis not in "ZYX" for axis in axes)
     fields: dict[str, Any] = {"stitch_coords": box.start[first:]}
     if "T" in axes:

@@ -1,4 +1,4 @@
-"""Random histories of one owner keep the invariants, and a seed always is the same history."""
+"""Random histories of one owner and of two keep the invariants; a seed always is one history."""
 
 import os
 import subprocess
@@ -59,11 +59,20 @@ def test_random_histories_keep_the_invariants() -> None:
         "fault: read fails",
         "fault: write fails",
         "fault: write hangs",
+        "fault: the queue goes over",
+        "fault: connection lost unnoticed",
+        "goes on",
+        "notices that its connection is lost",
+        "another consumer takes it at the same time",
+        "is over",
+        "given up meanwhile",
+        "not yet done",
+        "is complete",
         "gives everything back",
         "1 are handled alone",
         "4 are handled alone",
         "cut short",
-        "is restarted",
+        "are restarted",
     ],
 )
 def test_histories_meet_every_kind_of_event(event: str) -> None:

@@ -1,26 +1,36 @@
-"""Each deliberate fault of the product is found, by its kind, and what is found is made small."""
+"""Each deliberate fault is found, by its kind, and what is found is made small.
+
+The faults are the product's, and where the simulator has a model in its place, the model's.
+"""
 
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 import histories
 import pytest
 from histories import Failure, first_failure, main, report, smallest
+from model_journal import ModelJournal
+from model_store import LEDGER_AHEAD, ModelStore, Steps
+from model_writer import ModelWriter, Objects
 
 from consumer.assembler import Assembler
 from consumer.blocks import ArrayKey, Block, DeliveryId, Reason, Write
 from consumer.coverage import Box, Coverage
 from consumer.flow import Flow
+from consumer.ledger import Ledger
 from consumer.lone import Lone
-from consumer.requests import Written
+from consumer.requests import WriteBlock, Written
+from consumer.rounds import WritableArray
 
 SEEDS_UNTIL_FOUND = 2000
 
 NOT_DURABLE = "acknowledged but not durable"
 OUTSIDE = "changed outside every crop"
+NOT_A_TILES = "not what a tile put there"
 OVER_BUDGET = "over the budget"
 
 
@@ -174,6 +184,116 @@ def test_handling_suspects_together_with_others_is_found(
             Lone, "lets_in", lambda self, held: bool(self._batch) or lets_in(self, held)
         )
     assert _found("not alone")
+
+
+def test_a_lone_handling_whose_end_is_not_told_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lone, "end", Lone._forget)
+    assert _found("counted as cut short")
+
+
+def test_an_entry_of_the_journal_that_outlives_a_failed_begin_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = count(1)
+
+    def careless(self: ModelJournal, fingerprints: Sequence[str]) -> str:
+        name = f"{next(names)}"
+        self._put(name, fingerprints)
+        return name
+
+    monkeypatch.setattr(ModelJournal, "_write", careless)
+    assert _found("counted as cut short")
+
+
+# -- epochs and the ledger ----------------------------------------------------------------------
+
+
+def test_epoch_names_that_recur_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ModelStore, "name", lambda _self, number, _identity: f"{number}-same")
+    assert _found("written after the fence")
+
+
+def test_a_base_kept_when_the_store_was_lost_to_another_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Assembler, "forget_stored", lambda _self, _array: None)
+    assert _found(LEDGER_AHEAD)
+
+
+def test_a_commit_before_the_broker_has_answered_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    start_round = ModelWriter._start_round
+
+    def hasty(self: ModelWriter, tenure: Any) -> None:
+        tenure.allowed = True
+        start_round(self, tenure)
+
+    monkeypatch.setattr(ModelWriter, "_start_round", hasty)
+    assert _found("committed before the broker answered")
+
+
+def test_the_ledger_before_the_data_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def turned(
+        _self: ModelWriter, data: Steps[None], ledgers: Steps[None]
+    ) -> tuple[Steps[None], ...]:
+        return ledgers, data
+
+    monkeypatch.setattr(ModelWriter, "phases", turned)
+    assert _found(LEDGER_AHEAD)
+
+
+def test_a_ledger_that_keeps_what_a_failed_round_said_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Ledger, "undo", lambda _self: None)
+    assert _found(LEDGER_AHEAD)
+
+
+def test_a_round_without_its_ledger_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ledger, "dirty", lambda _self: {})
+    assert _found("acknowledged before the ledger says so")
+
+
+def test_a_ledger_that_suppresses_a_write_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = ModelWriter.objects
+
+    def sparing(self: ModelWriter, array: WritableArray, write: WriteBlock, buffer: Any) -> Objects:
+        known = array.ledger.is_whole(write.block)
+        return {} if known else objects(self, array, write, buffer)
+
+    monkeypatch.setattr(ModelWriter, "objects", sparing)
+    assert _found("acknowledged but not written")
+
+
+def test_skipping_the_merge_where_ledger_and_buffer_cover_the_block_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = Assembler._start
+
+    def sparing(self: Assembler, block: Block, *arguments: Any) -> Write:
+        covered = self._stored.completes(block.key, block.box, block.filled)
+        write = start(self, block, *arguments)
+        write.merge = write.merge and not covered
+        return write
+
+    monkeypatch.setattr(Assembler, "_start", sparing)
+    assert _found(NOT_A_TILES)
+
+
+def test_announcing_after_the_last_acknowledgement_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settle = Flow._settle
+
+    def late(self: Flow, array: ArrayKey, written: Written, settled: list[DeliveryId]) -> None:
+        for identity in settled:
+            self._acknowledge(identity)
+        settle(self, array, written, [])
+
+    monkeypatch.setattr(Flow, "_settle", late)
+    assert _found("acknowledged before it is announced")
+
+
+# -- what is found is made small ----------------------------------------------------------------
 
 
 # Of about 20 messages, 50 tiles and 70 events, at most 5, 6 and 27 were left in 80 histories.

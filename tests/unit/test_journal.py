@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from consumer import journal
 from consumer.errors import UnsafePath
 from consumer.journal import EXPIRY_S, MOST_TOGETHER, Journal, together
 
@@ -201,6 +202,27 @@ def test_a_write_that_fails_begins_nothing_and_leaves_nothing(
             one.begin([A])
     assert files(tmp_path) == []
     assert one.begin([A]).cut is False
+
+
+@pytest.mark.parametrize("removable", [True, False])
+def test_an_entry_whose_folder_cannot_be_synced_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removable: bool
+) -> None:
+    one = make(tmp_path)
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(journal, "sync_folder", failing)
+        if not removable:
+            patched.setattr(Path, "unlink", failing)
+        for _ in range(ATTEMPTS):
+            with pytest.raises(OSError, match="Input/output"):
+                one.begin([A])
+    begun = one.begin([A])
+    assert (begun.count, begun.cut) == (1, False)
+    assert [path.name for path in files(tmp_path)] == [begun.entry]
 
 
 def test_what_cannot_be_removed_is_not_counted_and_is_removed_later(
