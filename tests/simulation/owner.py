@@ -236,11 +236,13 @@ class Owner:
 
     # -- the writer process, as the flow sees it ------------------------------------------------
 
-    def open(self, outline: Outline, max_block_bytes: int, done: Done[Any]) -> None:
+    def open(
+        self, outline: Outline, max_block_bytes: int, done: Done[Any], *, renew: bool = False
+    ) -> None:
         """Open an array."""
         self._call()
         self._opening += 1
-        self._ask(Open(outline, max_block_bytes), partial(self._opened, done))
+        self._ask(Open(outline, max_block_bytes, renew), partial(self._opened, done))
 
     def _opened(
         self, done: Done[Opened], opened: Opened | None, error: ConsumerError | None
