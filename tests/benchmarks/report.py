@@ -74,7 +74,7 @@ def show(entries: list[dict[str, Any]]) -> None:
             f"{entry['cpu_seconds_per_gb']:.1f}",
             f"{entry['array_opens']:.0f}",
         )
-    Console(width=None if Console().is_terminal else 180).print(table)
+    Console(width=None if Console().is_terminal else 230).print(table)
 
 
 def _machine(broker: str) -> dict[str, Any]:
