@@ -25,13 +25,13 @@ import psutil
 from consumer.message import Encoded, encode
 from consumer.testing import RabbitMQ, free_port
 
-READY_S = 30.0
+READY_S = 120.0
 
 
 def wait_until(
     condition: Callable[[], bool],
     what: str | Callable[[], str],
-    timeout_s: float = 60.0,
+    timeout_s: float = 120.0,
     *,
     poll_s: float = 0.02,
 ) -> None:
@@ -189,7 +189,7 @@ class ConsumerProcess:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def stop(self, timeout_s: float = 40.0) -> int:
+    def stop(self, timeout_s: float = 60.0) -> int:
         """Send SIGTERM; return the exit code."""
         self.signal(signal.SIGTERM)
         assert self.process is not None

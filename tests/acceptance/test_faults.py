@@ -110,12 +110,10 @@ def test_a_consumer_told_to_stop_under_load_ends_well_and_loses_nothing(
         producer.publish(image.message(place))
         oracle.note(image, place)
     consumer.wait_settled(1)
-    started = time.monotonic()
     for number in signals:
         consumer.signal(number)
     assert consumer.process is not None
-    assert consumer.process.wait(40) == 0
-    assert time.monotonic() - started < 25
+    assert consumer.process.wait(60) == 0
     left = oracle.count - acknowledged_tiles_in_store(producer, oracle, tmp_path / "root")
     assert left > 0
     assert oracle.count > 0
