@@ -127,7 +127,7 @@ def rename(source, target, **folders):
 
 
 _write, _writev, _fsync, _rename = os.write, os.writev, os.fsync, os.rename
-# The other process checks the root at its start, and ends where it cannot be written.
+# The other process writes nothing below the root.
 if "consumer.writer" in sys.orig_argv:
     os.write, os.writev, os.fsync, os.rename = write, writev, fsync, rename
 """
