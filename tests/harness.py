@@ -21,11 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import pika
 import psutil
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from consumer.message import Encoded, encode
 from consumer.testing import RabbitMQ, free_port
 
-READY_S = 30.0
+READY_S = 120.0
+# What a queue with a single active consumer says to who polls it.
+_LOCKED = 405
 
 
 def wait_until(
@@ -92,10 +95,34 @@ class Channel:
         """Encode and publish one message."""
         self.publish(encode(fields, arrays, **options))
 
-    def depth(self, queue: str) -> int:
-        """Messages ready in a queue."""
+    def said(self, queue: str) -> tuple[int, int]:
+        """Messages ready in a queue, and its consumers, as the broker says when it is asked.
+
+        Of a quorum queue whose leader is absent, or silent for 250 ms, it says that of both there
+        are 0 (rabbit_quorum_queue, stat).
+        """
         reply = self.channel.queue_declare(queue, passive=True)
-        return int(reply.method.message_count)
+        return int(reply.method.message_count), int(reply.method.consumer_count)
+
+    def depth(self, queue: str) -> int:
+        """Messages ready in a queue, once its leader has answered."""
+        found = self.said(queue)
+        if found == (0, 0):
+            wait_until(lambda: self._answers(queue), f"the leader of {queue}", 300.0)
+            found = self.said(queue)
+        return found[0]
+
+    def _answers(self, queue: str) -> bool:
+        """Whether the leader of a queue answers who wants a message; which then comes back."""
+        # For it closes the connection where it does not, and the channel where it refuses.
+        try:
+            with pika.BlockingConnection(parameters(self.broker)) as connection:
+                connection.channel().basic_get(queue)
+        except ChannelClosedByBroker as error:
+            return bool(error.reply_code == _LOCKED)
+        except AMQPError:
+            return False
+        return True
 
     def drain(self, queue: str) -> list[tuple[Any, bytes]]:
         """Take everything out of a queue: properties and body of each message."""
