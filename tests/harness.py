@@ -216,7 +216,7 @@ class ConsumerProcess:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def stop(self, timeout_s: float = 40.0) -> int:
+    def stop(self, timeout_s: float = 90.0) -> int:
         """Send SIGTERM; return the exit code."""
         self.signal(signal.SIGTERM)
         assert self.process is not None
@@ -231,7 +231,7 @@ class ConsumerProcess:
     def status(self, path: str) -> int:
         """Return the HTTP status of a path, 0 where nobody answers."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as got:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as got:
                 return int(got.status)
         except urllib.error.HTTPError as error:
             with error:
@@ -242,7 +242,7 @@ class ConsumerProcess:
     def metrics(self) -> dict[str, float]:
         """Return every sample by its name and labels, e.g. `tiles_held_bytes{kind="bodies"}`."""
         url = f"http://127.0.0.1:{self.port}/metrics"
-        with urllib.request.urlopen(url, timeout=5) as got:
+        with urllib.request.urlopen(url, timeout=30) as got:
             lines = got.read().decode().splitlines()
         pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, value in pairs}

@@ -38,7 +38,7 @@ def test_a_consumer_is_stopped_where_it_was_told_and_goes_on(
             wait_done(consumer, producer)
             consumer.signal(signal.SIGTERM)
         assert consumer.process is not None
-        assert consumer.process.wait(30) == 0
+        assert consumer.process.wait(90) == 0
 
 
 def is_stopped(process: psutil.Process) -> bool:

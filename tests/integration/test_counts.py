@@ -1,6 +1,6 @@
 """A count of 0 is no proof that a queue is empty: its leader may not have answered."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pika
@@ -11,20 +11,23 @@ from consumer.parked import ParkingQueue
 from faults import silent_leader
 from harness import Channel
 
-QUORUM = {"x-queue-type": "quorum"}
-KINDS = {"plain": QUORUM, "single active consumer": QUORUM | {"x-single-active-consumer": True}}
+QUORUM: dict[str, object] = {"x-queue-type": "quorum"}
+KINDS: dict[str, Mapping[str, object]] = {
+    "plain": QUORUM,
+    "single active consumer": QUORUM | {"x-single-active-consumer": True},
+}
 MESSAGES = 3
 # For as long as the broker waits for a leader before it says 0, several times.
 LOOK_S = 2.0
 
 
-@pytest.fixture(params=KINDS.values(), ids=KINDS)
+@pytest.fixture(params=KINDS)
 def queue(request: pytest.FixtureRequest, producer: Channel) -> str:
     """A queue with some messages."""
-    return filled(producer, f"{producer.prefix}.parked", request.param)
+    return filled(producer, f"{producer.prefix}.parked", KINDS[request.param])
 
 
-def filled(channel: Channel, name: str, arguments: dict[str, object]) -> str:
+def filled(channel: Channel, name: str, arguments: Mapping[str, object]) -> str:
     """Declare a queue with some messages; return its name."""
     channel.channel.queue_declare(name, durable=True, arguments=arguments)
     for number in range(MESSAGES):
