@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
@@ -32,10 +33,11 @@ from consumer import logs
 from consumer.arena import give_memory_back, part
 from consumer.arrays import Store, open_array, open_store
 from consumer.blocks import ArrayKey, StoredArray
-from consumer.commit import probe
 from consumer.coverage import Box
 from consumer.errors import ConsumerError, Fenced
 from consumer.failpoints import Failpoints
+from consumer.filesystem import check
+from consumer.findings import Finding
 from consumer.journal import Journal
 from consumer.ledger import Ledger, is_new_run
 from consumer.ledger_files import load
@@ -48,6 +50,7 @@ from consumer.requests import (
     Close,
     Done,
     EndLone,
+    Examine,
     Open,
     Opened,
     Probe,
@@ -58,6 +61,7 @@ from consumer.requests import (
     Written,
 )
 from consumer.rounds import Encoded, WritableArray, commit, encode, now_ms, unannounced
+from consumer.trials import probe
 from consumer.workers import ENCODE, JOURNAL, Workers
 
 log = logging.getLogger(__name__)
@@ -153,12 +157,12 @@ class Writer:
                 self._remark(request, done)
             case Close(array):
                 self._close(array, done)
-            case Probe():
-                self._workers.run(partial(probe, self._setup.output_root), done)
             case BeginLone(fingerprints):
                 self._workers.run(partial(self._journal.begin, fingerprints), done, lane=JOURNAL)
             case EndLone(entry, settled):
                 self._workers.run(partial(self._journal.end, entry, settled), done, lane=JOURNAL)
+            case _:
+                self._workers.run(partial(_look, self._setup.output_root, request), done)
 
     # -- stores and arrays ----------------------------------------------------------------------
 
@@ -387,6 +391,14 @@ def _renew(ledger: Ledger, array: ArrayKey, run: str | None) -> None:
         "a new run begins: the array counts as empty",
         extra={"store": array.store, "array": array.path, "run": run, "replaced": old.run},
     )
+
+
+def _look(root: Path, request: Examine | Probe) -> Sequence[Finding] | None:
+    """See whether the root can be used, or written."""
+    if isinstance(request, Examine):
+        return check(root, request.accepted)
+    probe(root)
+    return None
 
 
 def _fenced(store: str) -> Fenced:
