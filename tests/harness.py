@@ -34,7 +34,7 @@ _LOCKED = 405
 def wait_until(
     condition: Callable[[], bool],
     what: str | Callable[[], str],
-    timeout_s: float = 60.0,
+    timeout_s: float = 120.0,
     *,
     poll_s: float = 0.02,
 ) -> None:
