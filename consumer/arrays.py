@@ -6,7 +6,6 @@ made with its first block.
 """
 
 import errno
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,14 +18,14 @@ import numpy.typing as npt
 import zarr
 from zarr.storage import LocalStore, MemoryStore, StorePath
 
-from consumer.blocks import ArrayKey, StoredArray, shown
-from consumer.budget import least_limit
+from consumer.blocks import ArrayKey, StoredArray
 from consumer.commit import Commit, Step, no_step
-from consumer.contract import AXES, ArrayEntry
+from consumer.contract import ArrayEntry
 from consumer.coverage import Box
 from consumer.encoder import AnyArray, Encoder
-from consumer.errors import ArrayMismatch, DamagedBlock, TooLarge
+from consumer.errors import ArrayMismatch, DamagedBlock
 from consumer.files import refuse_links
+from consumer.layouts import check_block, stored_layout
 from consumer.new_arrays import (
     LEDGER_ID,
     NOTHING,
@@ -256,12 +255,12 @@ def open_array(
     unmade = NOTHING
     if not _node(store, entry.array):
         layout = new_layout(entry)
-        _check_block(store, entry, layout, max_block_bytes)
+        check_block(f"{store.key}/{entry.array}", layout, max_block_bytes)
         accepts(layout)
         _missing_groups(store, entry.array)
         unmade = new_metadata(entry, layout)
     found = _readable(store, entry.array, write_empty_chunks, unmade)
-    _check_block(store, entry, found.layout, max_block_bytes)
+    check_block(f"{store.key}/{entry.array}", found.layout, max_block_bytes)
     return OpenArray(**vars(found), store=store)
 
 
@@ -294,7 +293,7 @@ def _readable(
 ) -> ReadableArray:
     metadata = Metadata(store, path, unmade)
     array = _opened(store, path, write_empty_chunks, unmade)
-    layout = _stored_layout(store, path, array)
+    layout = stored_layout(f"{store.key}/{path}", array)
     key, encoder = ArrayKey(store.key, path), Encoder(array, layout.grid)
     return ReadableArray(key, layout, store.path / path, array, encoder, metadata)
 
@@ -370,33 +369,3 @@ def _between(upper: Path, lower: Path) -> Iterator[Path]:
         if parent != Path():
             yield upper / parent
     yield lower
-
-
-def _stored_layout(store: StoreFolder, path: str, array: AnyArray) -> Layout:
-    where = f"{store.key}/{path}"
-    try:
-        chunks, shards, dtype = array.chunks, array.shards, np.dtype(array.dtype)
-    except (NotImplementedError, TypeError) as error:
-        raise ArrayMismatch(f"{where}: a regular chunk grid is wanted ({error})") from error
-    if dtype.kind not in "biuf":
-        raise ArrayMismatch(f"{where}: the stored dtype {dtype} is not one that tiles can have")
-    return Layout(_stored_axes(array), tuple(array.shape), dtype.newbyteorder("="), chunks, shards)
-
-
-def _stored_axes(array: AnyArray) -> str:
-    """Return the axes by the dimensions' names; nothing where the array does not tell."""
-    names = getattr(array.metadata, "dimension_names", None) or ()
-    letters = "".join(str(name).upper() for name in names)
-    return letters if len(letters) == len(array.shape) and set(letters) <= set(AXES) else ""
-
-
-def _check_block(store: Store, entry: ArrayEntry, layout: Layout, max_block_bytes: int) -> None:
-    block = layout.grid.block
-    size = math.prod(block) * layout.dtype.itemsize
-    if size > max_block_bytes:
-        kind = "shard" if layout.shards else "chunk"
-        raise TooLarge(
-            f"{store.key}/{entry.array}: a {kind} of {shown(block)} has {size} bytes, over the "
-            f"{max_block_bytes} that fit the memory budget; choose smaller ones or raise "
-            f"TILES_MEMORY_BUDGET_BYTES to at least {least_limit(size)}"
-        )

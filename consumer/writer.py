@@ -13,17 +13,14 @@ the broker. Where another consumer has taken it, all that was open of it is forg
 """
 
 import gc
-import logging
 import mmap
 import os
-import secrets
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -31,18 +28,14 @@ from typing import Any, TypeAlias, TypeVar
 
 from consumer import logs
 from consumer.arena import give_memory_back, part
-from consumer.arrays import Store, open_array, open_store
+from consumer.arrays import Store, open_store
 from consumer.blocks import ArrayKey, StoredArray
-from consumer.coverage import Box
 from consumer.errors import ConsumerError, Fenced
 from consumer.failpoints import Failpoints
 from consumer.filesystem import check
 from consumer.findings import Finding
 from consumer.journal import Journal
-from consumer.ledger import Ledger, is_new_run
-from consumer.ledger_files import load
-from consumer.ledger_format import Header
-from consumer.placement import BlockIndex
+from consumer.openings import Partly, open_writable
 from consumer.requests import (
     Allow,
     Answer,
@@ -60,18 +53,10 @@ from consumer.requests import (
     WriteBlock,
     Written,
 )
-from consumer.rounds import Encoded, WritableArray, commit, encode, now_ms, unannounced
+from consumer.rounds import Encoded, WritableArray, commit, encode, unannounced
 from consumer.trials import probe
 from consumer.workers import ENCODE, JOURNAL, Workers
 
-log = logging.getLogger(__name__)
-
-# Of an array's blocks that are partly filled, so many are told of when it is opened.
-_MOST_PARTLY = 4096
-# Of an array's earlier runs, so many are known; tiles of one before would replace the present one.
-_MOST_REPLACED = 32
-
-Partly: TypeAlias = dict[BlockIndex, tuple[Box, ...]]
 Result = TypeVar("Result")
 
 
@@ -205,30 +190,11 @@ class Writer:
         self, store: Store, known: WritableArray | None, request: Open
     ) -> tuple[WritableArray, Partly]:
         """Open an array; return it, and which blocks its ledger says to be partly filled."""
-        setup, outline = self._setup, request.outline
         if known is not None and known.open.metadata.stands():
             # Of one ledger there must be one, or what one round adds the next would forget. A round
             # may be changing it.
             return known, {}
-        # It may be opened again because somebody removed it.
-        store.commit.forget_folders()
-        with store.commit.judging():
-            array = open_array(
-                store,
-                outline.entry,
-                outline.check,
-                write_empty_chunks=setup.write_empty_chunks,
-                max_block_bytes=request.max_block_bytes,
-            )
-        fresh = Header.of(array.layout, array.ledger_id, outline.entry.axes, secrets.token_hex(8))
-        ledger, damages = load(
-            setup.output_root, array.key, fresh, now_ms(), setup.max_ledger_bytes
-        )
-        for damage in damages:
-            log.error("a ledger is damaged; what it says counts as missing", extra={"what": damage})
-        if request.renew:
-            _renew(ledger, array.key, outline.entry.run)
-        return WritableArray(array, ledger), dict(islice(ledger.partly(), _MOST_PARTLY))
+        return open_writable(self._setup, store, request)
 
     def _note_opened(
         self,
@@ -378,19 +344,6 @@ class Writer:
             if isinstance(failure, Fenced):
                 self._forget(tenure)
             each.done(written and replace(written, ledger_bytes=ledger_bytes), failure)
-
-
-def _renew(ledger: Ledger, array: ArrayKey, run: str | None) -> None:
-    """Have an array count as empty where another run than the one that filled it begins."""
-    old = ledger.header
-    if old.run is None or not is_new_run(run, old.run, old.replaced):
-        return
-    replaced = (*old.replaced, old.run)[-_MOST_REPLACED:]
-    ledger.restart(secrets.token_hex(8), run, replaced=replaced)
-    log.warning(
-        "a new run begins: the array counts as empty",
-        extra={"store": array.store, "array": array.path, "run": run, "replaced": old.run},
-    )
 
 
 def _look(root: Path, request: Examine | Probe) -> Sequence[Finding] | None:

@@ -20,7 +20,7 @@ CONSUMER_TIMEOUT_S = 120
 _POLL_S = 0.1
 _QUIET_S = 1.0
 # Longer than the grace time.
-_STOP_S = 45.0
+_STOP_S = 90.0
 _DEFAULTS: dict[str, Any] = {
     "consumer_timeout_s": CONSUMER_TIMEOUT_S,
     "max_age_s": 6,

@@ -154,7 +154,7 @@ MISTAKES = {
         "BrokerUnreachable",
         "no connection to RabbitMQ at HOST: Connection refused; start it, or check host, port and "
         "tls",
-        timeout_s=1,
+        timeout_s=5,
     ),
     "wrong password": Mistake(
         "AccessRefused",
@@ -177,14 +177,14 @@ MISTAKES = {
         "QueueFull",
         "the queue behind exchange 'EXCHANGE' refuses more for store key 'plate7/d_output.zarr'; "
         "start or add consumers, raise TILES_QUEUE_MAX_BYTES, or wait longer",
-        timeout_s=3,
+        timeout_s=10,
         prepare=full_queue,
     ),
     "connection blocked": Mistake(
         "BrokerBlocked",
         "RabbitMQ at HOST takes nothing from publishers: low on memory; free memory or disk "
         "there, or wait longer",
-        timeout_s=3,
+        timeout_s=10,
     ),
 }
 

@@ -27,10 +27,11 @@ from consumer.errors import ConsumerError
 from consumer.journal import Begun
 from consumer.ledger import LIMIT_BYTES, Ledger
 from consumer.ledger_format import Header
+from consumer.openings import Partly
 from consumer.requests import Answer, Open, Remark, Setup, WriteBlock, Written
 from consumer.rounds import Encoded, WritableArray
 from consumer.workers import DISK, JOURNAL
-from consumer.writer import Partly, Writer
+from consumer.writer import Writer
 
 # What a block puts into each file, by the file's box in the array.
 Objects = Mapping[Box, Sequence[npt.NDArray[Any]]]

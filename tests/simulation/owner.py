@@ -42,6 +42,9 @@ from consumer.requests import (
 )
 from consumer.settings import Settings
 
+# What is kept of what came on a channel that the owner knows to be lost.
+OF_A_LOST_CHANNEL = "of a lost channel"
+
 
 class Died(BaseException):
     """The process is gone, amid whatever it did."""
@@ -195,7 +198,7 @@ class Owner:
         self._call()
         post = self.channel.unacked.pop(identity, None)
         if post is None:
-            return False
+            raise Violation(OF_A_LOST_CHANNEL, f"{identity} is acknowledged")
         if self.channel.linked:
             self.says(f"acknowledge {post.letter.number}")
             self._around.arrays[post.letter.array.key].acknowledge(post.letter, post.moment)
@@ -267,6 +270,8 @@ class Owner:
         if write.key in self._writing:
             raise Violation("two writes of a block at once", f"{write.key}")
         self._writing.add(write.key)
+        if not write.deliveries <= self.channel.unacked.keys():
+            raise Violation(OF_A_LOST_CHANNEL, f"{write.key} is written for it")
         written_for = {self._suspects[identity] for identity in write.deliveries}
         if self._alone is not None and not written_for <= self._alone:
             raise Violation("not alone", f"{write.key} is written for others too")
@@ -374,6 +379,8 @@ class Owner:
         """Check that nothing is held any more."""
         if self.writer.journal.left:
             raise Violation("counted as cut short", "though it was not")
+        if not self.flow.idle:
+            raise Violation(OF_A_LOST_CHANNEL, "it counts as held at the end")
         held = self.flow.budget.held
         if held["bodies"] or held["blocks"] or held["encoding"] or not self.flow.drained:
             raise Violation("held at the end", f"{held}")

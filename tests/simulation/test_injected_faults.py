@@ -16,11 +16,13 @@ from histories import Failure, first_failure, main, report, smallest
 from model_journal import ModelJournal
 from model_store import LEDGER_AHEAD, ModelStore, Steps
 from model_writer import ModelWriter, Objects
+from owner import OF_A_LOST_CHANNEL
 
 from consumer.assembler import Assembler
 from consumer.blocks import ArrayKey, Block, DeliveryId, Reason, Write
 from consumer.coverage import Box, Coverage
 from consumer.flow import Flow
+from consumer.inbox import Inbox
 from consumer.ledger import Ledger
 from consumer.lone import Lone
 from consumer.requests import WriteBlock, Written
@@ -203,6 +205,37 @@ def test_an_entry_of_the_journal_that_outlives_a_failed_begin_is_found(
 
     monkeypatch.setattr(ModelJournal, "_write", careless)
     assert _found("counted as cut short")
+
+
+# -- a channel that is lost, and what came on it ------------------------------------------------
+
+
+def test_a_flow_that_keeps_deliveries_of_a_lost_channel_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    channel_lost = Flow.channel_lost
+
+    def keeping(self: Flow) -> None:
+        held = dict(self._held)
+        channel_lost(self)
+        self._held |= held
+
+    monkeypatch.setattr(Flow, "channel_lost", keeping)
+    assert _found(OF_A_LOST_CHANNEL)
+
+
+def test_an_inbox_that_keeps_deliveries_of_a_lost_channel_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Inbox, "clear", lambda _self: None)
+    assert _found(OF_A_LOST_CHANNEL)
+
+
+def test_an_assembler_that_keeps_deliveries_of_a_lost_channel_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Assembler, "forget_all", lambda self: self._stored.forget_all())
+    assert _found(OF_A_LOST_CHANNEL)
 
 
 # -- epochs and the ledger ----------------------------------------------------------------------
