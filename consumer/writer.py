@@ -17,6 +17,7 @@ import logging
 import mmap
 import os
 import secrets
+import shutil
 import signal
 import sys
 import threading
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
@@ -53,6 +55,7 @@ from consumer.requests import (
     Probe,
     Remark,
     Request,
+    Room,
     Setup,
     WriteBlock,
     Written,
@@ -154,7 +157,7 @@ class Writer:
             case Close(array):
                 self._close(array, done)
             case Probe():
-                self._workers.run(partial(probe, self._setup.output_root), done)
+                self._workers.run(partial(_probe, self._setup.output_root), done)
             case BeginLone(fingerprints):
                 self._workers.run(partial(self._journal.begin, fingerprints), done, lane=JOURNAL)
             case EndLone(entry, settled):
@@ -387,6 +390,12 @@ def _renew(ledger: Ledger, array: ArrayKey, run: str | None) -> None:
         "a new run begins: the array counts as empty",
         extra={"store": array.store, "array": array.path, "run": run, "replaced": old.run},
     )
+
+
+def _probe(root: Path) -> Room:
+    probe(root)
+    usage = shutil.disk_usage(root)
+    return Room(usage.total, usage.free)
 
 
 def _fenced(store: str) -> Fenced:
