@@ -16,6 +16,7 @@ demo: ## Run the demo with a RabbitMQ of its own; ARGS="--help" lists its option
 test: ## Run all tests, and on Python 3.13, where there is one, those that need no broker.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)
 	@deploy/scripts/setup-rabbitmq || [ -z "$${CI:-}" ]
+	@deploy/scripts/setup-prometheus || [ -z "$${CI:-}" ]
 	.venv/bin/python -m pytest
 	@HISTORIES=1000 deploy/scripts/test-on 3.13 tests/unit tests/simulation
 
