@@ -38,11 +38,9 @@ def unknown(expressions: Iterable[str]) -> set[str]:
 
 def expressions() -> list[str]:
     """Return all that the dashboard asks Prometheus."""
-    panels = [
-        target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())
-    ]
-    variables = [each["query"] for each in DASHBOARD["templating"]["list"]]
-    return panels + variables + [each["expr"] for each in DASHBOARD["annotations"]["list"]]
+    targets = [each for panel in DASHBOARD["panels"] for each in panel.get("targets", ())]
+    asked = [each["expr"] for each in targets + DASHBOARD["annotations"]["list"]]
+    return asked + [each["query"] for each in DASHBOARD["templating"]["list"]]
 
 
 # -- metrics ------------------------------------------------------------------------------------
@@ -58,9 +56,7 @@ def test_the_dashboard_names_metrics_that_exist() -> None:
     assert not unknown(expressions())
 
 
-@pytest.mark.parametrize(
-    "name", ["tiles_no_such_total", "tiles_deliveries", "tiles_held_bytes_sum"]
-)
+@pytest.mark.parametrize("name", ["tiles_no_such_total", "tiles_deliveries", "tiles_placed_sum"])
 def test_a_panel_that_names_no_metric_is_found(name: str) -> None:
     assert unknown([*expressions(), f'sum(rate({name}{{job="tiles"}}[5m]))']) == {name}
 
@@ -78,7 +74,7 @@ def test_the_dashboard_shows_every_metric() -> None:
 @pytest.mark.parametrize("script", ["dashboard", "prometheus-rule"])
 def test_what_is_made_of_the_definitions_is_up_to_date(script: str) -> None:
     path = DEPLOY / "scripts" / script
-    command = [sys.executable, path] if script == "dashboard" else [path]
+    command = [sys.executable, str(path)] if script == "dashboard" else [str(path)]
     assert subprocess.run([*command, "--check"], check=False).returncode == 0
 
 
@@ -138,12 +134,15 @@ def promtool() -> str:
     return found
 
 
-def tried(promtool: str, folder: Path, rules: list[dict[str, Any]]) -> int:
-    """Try rules on the cases; return promtool's exit code."""
+def tried(promtool: str, folder: Path, rules: list[dict[str, Any]], cases: str) -> int:
+    """Try rules on the cases whose name begins so; return promtool's exit code."""
+    # All as text: to YAML, series such as 0x20 are numbers.
+    known = yaml.load(CASES.read_text(), Loader=yaml.BaseLoader)
+    known["tests"] = [each for each in known["tests"] if each["name"].startswith(cases)]
     groups = {"groups": [{"name": "tiles", "rules": rules}]}
     (folder / RULES.name).write_text(yaml.safe_dump(groups))
-    shutil.copy(CASES, folder)
-    command = [promtool, "test", "rules", folder / CASES.name]
+    (folder / CASES.name).write_text(yaml.safe_dump(known))
+    command = [promtool, "test", "rules", str(folder / CASES.name)]
     return subprocess.run(command, capture_output=True, check=False).returncode
 
 
@@ -156,8 +155,15 @@ def test_prometheus_takes_the_rules(promtool: str) -> None:
     assert subprocess.run([promtool, "check", "rules", RULES], check=False).returncode == 0
 
 
-def test_each_alert_fires_and_is_quiet_as_its_cases_say(promtool: str, tmp_path: Path) -> None:
-    assert tried(promtool, tmp_path, ALERTS) == 0
+def test_all_cases_hold(promtool: str) -> None:
+    assert subprocess.run([promtool, "test", "rules", CASES], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_alert_fires_and_is_quiet_as_its_cases_say(
+    promtool: str, tmp_path: Path, name: str
+) -> None:
+    assert tried(promtool, tmp_path, ALERTS, cases=name) == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -166,16 +172,14 @@ def test_each_alert_fires_and_is_quiet_as_its_cases_say(promtool: str, tmp_path:
     [
         pytest.param({"expr": "vector(0) > 1"}, id="never"),
         pytest.param({"expr": "vector(1)"}, id="always"),
-        pytest.param({"annotations": {}}, id="wordless"),
-        pytest.param({"labels": {}}, id="without-severity"),
     ],
 )
 def test_cases_see_an_alert_that_is_wrong(
     promtool: str, tmp_path: Path, name: str, changes: dict[str, Any]
 ) -> None:
-    assert tried(promtool, tmp_path, changed(name, **changes)) == 1
+    assert tried(promtool, tmp_path, changed(name, **changes), cases=name) == 1
 
 
 @pytest.mark.parametrize("name", [alert["alert"] for alert in ALERTS if "for" in alert])
 def test_cases_see_an_alert_that_does_not_wait(promtool: str, tmp_path: Path, name: str) -> None:
-    assert tried(promtool, tmp_path, changed(name, **{"for": "0s"})) == 1
+    assert tried(promtool, tmp_path, changed(name, **{"for": "0s"}), cases=name) == 1
