@@ -183,7 +183,7 @@ def test_prometheus_knows_every_metric_and_answers_all_that_alerts_and_dashboard
         assert found["tiles_root_free_bytes"] <= found["tiles_root_size_bytes"]
         assert found["tiles_partition_last_delivery_timestamp_seconds"] > 1e9
         for expression in dashboard():
-            prometheus.query(expression)
+            prometheus.wait_for(expression)
         (group,) = prometheus.get("rules")["groups"]
         assert {rule["health"] for rule in group["rules"]} == {"ok"}
         assert prometheus.firing() == {}
