@@ -1,5 +1,7 @@
 # The same few commands for people and for CI. Each starts from nothing and is quick the second time.
 PYTHON ?= python3
+# Many tests wait for processes: three at a time keep two cores busy. A file's tests stay together.
+SIDE_BY_SIDE = --numprocesses 3 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -17,8 +19,8 @@ test: ## Run all tests, and on Python 3.13, where there is one, those that need 
 	@deploy/scripts/setup-python .venv dev $(PYTHON)
 	@deploy/scripts/setup-rabbitmq || [ -z "$${CI:-}" ]
 	@deploy/scripts/setup-prometheus || [ -z "$${CI:-}" ]
-	.venv/bin/python -m pytest
-	@HISTORIES=1000 deploy/scripts/test-on 3.13 tests/unit tests/simulation
+	.venv/bin/python -m pytest $(SIDE_BY_SIDE)
+	@deploy/scripts/test-on 3.13 $(SIDE_BY_SIDE) tests/unit
 
 test-full: export FULL = 1
 test-full: test ## Run all tests at their full size.

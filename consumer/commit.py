@@ -69,9 +69,6 @@ Step = Callable[[str], None]
 LEDGER_FOLDER = "ledger"
 _EPOCHS_FOLDER = "epochs"
 _FENCED_FOLDER = "fenced"
-_PROBE = "probe-"
-# Older ones are of consumers that were killed meanwhile; one that hangs so long is begun anew.
-_PROBE_AGE_S = 60.0
 # So often is looked whether all earlier epochs are gone.
 _LOOKS = 100
 # A network file system says ESTALE of what somebody else removed.
@@ -347,30 +344,3 @@ def _order(name: str) -> tuple[int, str]:
 def ledger_folder(root: Path, store: str) -> Path:
     """Return where the ledgers of a store's arrays lie."""
     return root / STATE_FOLDER / store / LEDGER_FOLDER
-
-
-def probe(root: Path) -> None:
-    """Write, sync, rename and remove a file below the root; raises OSError where that fails."""
-    despite_races(lambda: _probe(root / STATE_FOLDER))
-
-
-def _probe(folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    first, second = (folder / f"{_PROBE}{secrets.token_hex(8)}" for _ in range(2))
-    try:
-        write_file(first, [b"probe"], 0o600)
-        first.rename(second)
-        sync_folder(folder)
-        _sweep_probes(folder, second.stat().st_mtime - _PROBE_AGE_S)
-    finally:
-        for path in (first, second):
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def _sweep_probes(folder: Path, before: float) -> None:
-    for name in listed(folder):
-        # It may be a store's folder; and others sweep too.
-        with contextlib.suppress(OSError):
-            if name.startswith(_PROBE) and (folder / name).lstat().st_mtime < before:
-                (folder / name).unlink()

@@ -39,8 +39,13 @@ class Faults:
         since = (fault.since for store, fault in self._faults.items() if store in stores)
         return max((now - each for each in since), default=0.0)
 
-    def note(self, store: str, now: float) -> float:
-        """Take note of a fault; return how long the store is left alone, in seconds."""
+    def note(self, store: str, now: float) -> float | None:
+        """Take note of a fault; return how long the store is left alone, in seconds.
+
+        None where it is left alone already: what was under way by then is of the same try.
+        """
+        if self.paused(store, now):
+            return None
         fault = self._faults.setdefault(store, _Fault(now, now, 0))
         most = min(
             self._longest_s, _FIRST_RETRY_S * 2.0 ** max(fault.failures, self._losses[store])

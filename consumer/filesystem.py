@@ -5,7 +5,6 @@ needs is argued in `consumer.commit`. From one machine cannot be tried whether a
 same at the same time, so for network file systems the kind and its mount options count.
 """
 
-import contextlib
 import errno
 import os
 import re
@@ -15,17 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from consumer.errors import UnsafePath
-from consumer.files import (
-    despite_races,
-    refuse_links,
-    remove_all,
-    remove_empty,
-    sync_folder,
-    write_file,
-)
+from consumer.errors import StorageFault, UnsafePath, UnusableRoot
+from consumer.files import refuse_links, sync_folder, write_file
 from consumer.findings import Finding, Verdict
-from consumer.keys import STATE_FOLDER
+from consumer.keys import STATE_FOLDER, TRIALS_FOLDER
+from consumer.trials import sweep, workspace
 
 # On these the tests of fence, commit and ledger were run.
 TESTED = frozenset({"btrfs", "ext4", "overlay", "tmpfs", "xfs"})
@@ -40,11 +33,24 @@ _UNSAFE_OPTIONS = ("nobarrier", "volatile")
 _NO_ATTRIBUTE_CACHE = frozenset({"acregmin=0", "acregmax=0", "acdirmin=0", "acdirmax=0"})
 _ROOT = "output root"
 _MOUNTS = Path("/proc/self/mountinfo")
+# Beside the stores, for a moment; a store's name ends in .zarr, or is a folder.
+_MOVED_OUT = re.compile(rf"{re.escape(STATE_FOLDER)}-[0-9a-f]{{16}}")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 # A network file system says ESTALE of what was removed.
 _GONE = {errno.ENOENT, errno.ESTALE}
 _HELD = {errno.ENOTEMPTY, errno.EEXIST}
+_KERNEL = "see the kernel's log (dmesg) for what ails the disk"
+# What to do about faults that say nothing of what a file system can do.
+_MAY_CLEAR = {
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "free space, or raise the quota",
+    errno.EROFS: f"mount it for writing; where it has turned read-only by itself, {_KERNEL}",
+    errno.EIO: _KERNEL,
+    # Whoever took this trial for one that a kill had left has removed its folder.
+    errno.ENOENT: "",
+    errno.ESTALE: "",
+}
 _MOST_CLOCK_OFFSET_S = 2.0
 _MOST_NAMED = 5
 
@@ -94,6 +100,25 @@ def mount_of(path: Path, listed: Iterable[Mount]) -> Mount:
     return max(reversed(above), key=lambda mount: len(mount.point.parts))
 
 
+def check(root: Path, accepted: str | None) -> list[Finding]:
+    """Return what there is to warn of, where an output root can be written and does what it must.
+
+    Raises
+    ------
+    UnusableRoot
+        With what to change.
+    StorageFault
+        With what is wrong, where that may clear by itself.
+    """
+    findings = list(examine(root, accepted))
+    failed = [each for each in findings if each.verdict is Verdict.FAILED]
+    for finding in sorted(failed, key=lambda each: each.transient):
+        error = StorageFault if finding.transient else UnusableRoot
+        remedy = f"; {finding.remedy}" if finding.remedy else ""
+        raise error(f"output_root {root} cannot be used: {finding.said}{remedy}")
+    return [finding for finding in findings if finding.verdict is Verdict.WARNING]
+
+
 def examine(root: Path, accepted: str | None) -> Iterator[Finding]:
     """Yield what there is to say of an output root; takes milliseconds and leaves nothing behind.
 
@@ -107,15 +132,15 @@ def examine(root: Path, accepted: str | None) -> Iterator[Finding]:
             yield Finding.failed(_ROOT, "it is not a folder", "create it or mount it there")
             return
         yield _kind(mount_of(root.resolve(), _mounts()), accepted)
-        refuse_links([root / STATE_FOLDER])
-        with _workspace(root) as folder:
+        refuse_links([root / STATE_FOLDER, root / TRIALS_FOLDER])
+        with workspace(root) as folder:
             for trial in _TRIALS:
                 yield _tried(trial, folder, root)
     except UnsafePath as error:
         yield Finding.failed(_ROOT, str(error), "put a folder in the link's place")
     except OSError as error:
         remedy = f"give user {os.getuid()} the right to"
-        yield Finding.failed(_ROOT, f"it cannot be written: {error}", _remedy(error) or remedy)
+        yield _failed(_ROOT, f"it cannot be written: {error}", error, remedy)
     else:
         yield Finding.ok(_ROOT, f"{root} can be written, and nothing is left there")
 
@@ -142,7 +167,7 @@ def examine_below(root: Path) -> Iterator[Finding]:
 
 def examine_clock(root: Path) -> Iterator[Finding]:
     """Yield whether the file system's clock is this machine's."""
-    with _workspace(root) as folder:
+    with workspace(root) as folder:
         before = time.time()
         _make(folder / "clock")
         after = time.time()
@@ -189,8 +214,13 @@ def _kind(mount: Mount, accepted: str | None) -> Finding:
     return Finding.ok(check, str(mount))
 
 
-def _remedy(error: OSError) -> str:
-    return "free space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
+def _failed(
+    check: str, said: str, error: OSError, remedy: str, verdict: Verdict = Verdict.FAILED
+) -> Finding:
+    """Return that a call failed: with the remedy of its error, where that may clear by itself."""
+    may_clear = error.errno in _MAY_CLEAR
+    told = _MAY_CLEAR.get(error.errno or 0, "") or remedy
+    return Finding(check, verdict, said, told, transient=may_clear)
 
 
 # -- what the fence needs, tried out ------------------------------------------------------------
@@ -211,24 +241,6 @@ class _Trial:
     verdict: Verdict = Verdict.FAILED
 
 
-@contextlib.contextmanager
-def _workspace(root: Path) -> Iterator[Path]:
-    state = root / STATE_FOLDER
-
-    def make() -> Path:
-        state.mkdir(exist_ok=True)
-        made = state / f"check-{secrets.token_hex(8)}"
-        made.mkdir()
-        return made
-
-    folder = despite_races(make)
-    try:
-        yield folder
-    finally:
-        remove_all(folder)
-        remove_empty(state, root)
-
-
 def _tried(trial: _Trial, workspace: Path, root: Path) -> Finding:
     folder = workspace / secrets.token_hex(4)
     try:
@@ -237,8 +249,7 @@ def _tried(trial: _Trial, workspace: Path, root: Path) -> Finding:
     except _Unfit as error:
         return Finding(trial.name, trial.verdict, str(error), trial.remedy)
     except OSError as error:
-        remedy = _remedy(error) or trial.remedy
-        return Finding(trial.name, trial.verdict, f"it fails: {error}", remedy)
+        return _failed(trial.name, f"it fails: {error}", error, trial.remedy, trial.verdict)
     return Finding.ok(trial.name, trial.works)
 
 
@@ -295,6 +306,8 @@ def _synced(folder: Path, _root: Path) -> None:
 def _moved_out(folder: Path, root: Path) -> None:
     source, target = folder / "file", root / f"{STATE_FOLDER}-{folder.parent.name}"
     _make(source)
+    names = filter(_MOVED_OUT.fullmatch, os.listdir(root))  # noqa: PTH208 - names are looked for
+    sweep((root / name for name in names if not (root / name).is_dir()), source)
     try:
         os.rename(source, target)  # noqa: PTH104 - as the commit does
     finally:

@@ -19,12 +19,13 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found, and what to do about it."""
+    """What a check found, and what to do about it; `transient`: it may be gone by itself later."""
 
     check: str
     verdict: Verdict
     said: str
     remedy: str = ""
+    transient: bool = False
 
     @classmethod
     def ok(cls, check: str, said: str) -> "Finding":

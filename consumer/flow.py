@@ -415,15 +415,16 @@ class Flow:
         too_often = isinstance(error, Fenced) and self._faults.note_loss(store)
         wait = self._faults.note(store, self._clock())
         self._metrics.retries.labels(operation=operation).inc()
-        log.warning(
-            "a store failed; trying again",
-            extra={
-                "store": store,
-                "operation": operation,
-                "error": str(error),
-                "wait_s": round(wait, 2),
-            },
-        )
+        if wait is not None:
+            log.warning(
+                "a store failed; trying again",
+                extra={
+                    "store": store,
+                    "operation": operation,
+                    "error": str(error),
+                    "wait_s": round(wait, 2),
+                },
+            )
         if too_often:
             self._give_up(f"{store} was taken by another consumer again and again")
 

@@ -11,6 +11,8 @@ MAX_SEGMENT_BYTES = 255
 MAX_PATH_BYTES = 1024
 STORE_SUFFIX = ".zarr"
 STATE_FOLDER = ".tiles"
+# No store has its state there, since no store key begins with the name of the state folder.
+TRIALS_FOLDER = f"{STATE_FOLDER}/{STATE_FOLDER}"
 _RESERVED_ARRAY_SEGMENTS = {"zarr.json", "c"}
 
 

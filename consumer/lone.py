@@ -114,6 +114,7 @@ class Lone:
         self._advance = advance
         self._clock = clock
         self._waits_since: float | None = None
+        self._told: frozenset[str] = frozenset()
         self._forget()
 
     def _forget(self) -> None:
@@ -237,10 +238,17 @@ class Lone:
         self._left_alone = self._stores()
         self._metrics.handled_alone.inc(len(batch))
         if begun.cut:
-            log.warning(
-                "messages that were handled when a consumer ended are handled with nothing else",
-                extra={"messages": len(batch)},
-            )
+            self._tell(frozenset(held.fingerprint for held in batch if held.fingerprint))
+
+    def _tell(self, fingerprints: frozenset[str]) -> None:
+        """Say once of a message that it is handled alone, however often it is begun anew."""
+        if fingerprints <= self._told:
+            return
+        self._told = fingerprints | (self._told if len(self._told) < MOST_TOGETHER else frozenset())
+        log.warning(
+            "messages that were handled when a consumer ended are handled with nothing else",
+            extra={"messages": len(fingerprints)},
+        )
 
     def _kills(self) -> KillsConsumer:
         times = self._settings.lone_attempts

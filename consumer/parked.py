@@ -167,7 +167,7 @@ class ParkingQueue:
         PublishError
             Where there is no such queue, or the connection was lost.
         """
-        self._left = self._taken(self._count())
+        self._left = self._taken()
         return self._left
 
     def replay(self, message: ParkedMessage) -> None:
@@ -193,18 +193,17 @@ class ParkingQueue:
         with self._translated():
             self._channel.basic_ack(message.tag)
 
-    def _taken(self, count: int) -> Iterator[ParkedMessage]:
-        for _ in range(count):
+    def _taken(self) -> Iterator[ParkedMessage]:
+        # How many there are comes with the first: a passive declaration says 0 also where the
+        # queue's leader does not answer (rabbit_quorum_queue, stat).
+        left: int | None = None
+        while left is None or left > 0:
             with self._translated():
                 method, properties, body = self._channel.basic_get(self._name)
             if method is None:
                 return
+            left = method.message_count if left is None else left - 1
             yield ParkedMessage(method.delivery_tag, _text(method.routing_key), properties, body)
-
-    def _count(self) -> int:
-        with self._translated():
-            reply = self._channel.queue_declare(self._name, passive=True)
-            return int(reply.method.message_count)
 
     @contextlib.contextmanager
     def _translated(self, store: str = "") -> Iterator[None]:

@@ -174,6 +174,19 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Examine:
+    """See whether the root can be used; see `consumer.filesystem.check`.
+
+    Attributes
+    ----------
+    accepted : str or None
+        A kind of file system to take though it was never tested.
+    """
+
+    accepted: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """Try whether the root can be written."""
 
@@ -201,7 +214,9 @@ class EndLone:
     settled: Sequence[str]
 
 
-Request: TypeAlias = Open | Allow | WriteBlock | Remark | Close | Probe | BeginLone | EndLone
+Request: TypeAlias = (
+    Open | Allow | WriteBlock | Remark | Close | Examine | Probe | BeginLone | EndLone
+)
 
 
 @dataclass(frozen=True, slots=True)

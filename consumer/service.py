@@ -1,23 +1,26 @@
 """The process: builds everything from the settings, runs the loop, and shuts down in order.
 
+It subscribes once the output root can be used. A fault of the root that may clear is waited for, at
+the start as later.
+
 On SIGTERM or SIGINT: cancel the subscription, flush, acknowledge, release, close, exit 0.
 """
 
 import gc
 import logging
+import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 
 from consumer.arena import Arena, give_memory_back
 from consumer.broker import Broker, Loop
 from consumer.connection import check_credentials
-from consumer.errors import ConsumerError, StopError, UnusableRoot, UnusableSettings
-from consumer.filesystem import examine
-from consumer.findings import Verdict
+from consumer.errors import ConsumerError, StopError, UnusableSettings
+from consumer.findings import Finding
 from consumer.flow import Flow
 from consumer.health import Health, serve
 from consumer.metrics import Metrics
@@ -61,27 +64,21 @@ class Service:
         )
         self._deadline = float("inf")
         self._signalled = False
-        self._probing = False
-        self._probed = time.monotonic()
+        self._port = 0
+        self._examined = self._probing = False
+        self._probed = -math.inf
         self._error: StopError | None = None
 
     def run(self) -> int:
         """Run until told to stop; return the exit code."""
         server = self._serve()
+        self._port = server.server_port
         with _signals(self._signal):
-            # Its answer tells that the writer is there: only then may tiles come.
-            self._storage.probe(self._start)
             self._tick()
-            log.info("started", extra={"health_port": server.server_port})
             self._loop.start()
         code = self._finish(server)
         log.info("stopped", extra={"exit_code": code})
         return code
-
-    def _start(self, room: Room | None, error: ConsumerError | None) -> None:
-        self._on_probe(room, error)
-        if not self._health.draining:
-            self._broker.start(self._flow)
 
     def _serve(self) -> ThreadingHTTPServer:
         settings = self._settings
@@ -125,7 +122,28 @@ class Service:
         if self._probing or now - self._probed < self._settings.probe_interval_s:
             return
         self._probing, self._probed = True, now
-        self._storage.probe(self._on_probe)
+        if self._examined:
+            self._storage.probe(self._on_probe)
+        else:
+            self._storage.examine(self._settings.accept_filesystem, self._on_examined)
+
+    def _on_examined(self, found: Sequence[Finding] | None, error: ConsumerError | None) -> None:
+        """Subscribe, now that writer and root are there; what may clear is waited for."""
+        if isinstance(error, StopError):
+            self._stop(error)
+            return
+        self._on_probe(None, error)
+        if found is None:
+            return
+        self._examined = True
+        for finding in found:
+            log.warning(
+                "the output root is not what it should be",
+                extra={"check": finding.check, "said": finding.said, "remedy": finding.remedy},
+            )
+        log.info("started", extra={"health_port": self._port})
+        if not self._health.draining:
+            self._broker.start(self._flow)
 
     def _on_probe(self, room: Room | None, error: ConsumerError | None) -> None:
         self._probing = False
@@ -201,7 +219,6 @@ def run(settings: Settings) -> int:
     if settings.failpoints:
         log.warning("failpoints are set, for tests", extra={"failpoints": settings.failpoints})
     check_credentials(settings)
-    check_root(settings)
     give_memory_back()
     # What is loaded by now stays: the collector need not look at it again and again.
     gc.freeze()
@@ -216,29 +233,6 @@ def unknown_variables(settings: Settings) -> list[str]:
         for name in os.environ
         if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
     )
-
-
-def check_root(settings: Settings) -> None:
-    """Check that the output root can be written, and that its file system does what is needed.
-
-    Raises
-    ------
-    UnusableRoot
-        With what to change.
-    """
-    root = settings.output_root
-    findings = list(examine(root, settings.accept_filesystem))
-    for finding in findings:
-        if finding.verdict is Verdict.FAILED:
-            raise UnusableRoot(
-                f"output_root {root} cannot be used: {finding.said}; {finding.remedy}"
-            )
-    for finding in findings:
-        if finding.verdict is Verdict.WARNING:
-            log.warning(
-                "the output root is not what it should be",
-                extra={"check": finding.check, "said": finding.said, "remedy": finding.remedy},
-            )
 
 
 def _scratch(settings: Settings) -> Scratch:

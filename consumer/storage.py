@@ -28,6 +28,7 @@ from consumer.arena import Arena
 from consumer.blocks import ArrayKey, Write
 from consumer.budget import KNOWN_SHARE
 from consumer.errors import ConsumerError, StopError, WriterLost
+from consumer.findings import Finding
 from consumer.journal import Begun
 from consumer.message import Outline
 from consumer.requests import (
@@ -37,6 +38,7 @@ from consumer.requests import (
     Close,
     Done,
     EndLone,
+    Examine,
     Open,
     Opened,
     Probe,
@@ -147,6 +149,10 @@ class Storage:
     def close_array(self, array: ArrayKey) -> None:
         """Let go of an array."""
         self._ask(Close(array), _log_error)
+
+    def examine(self, accepted: str | None, done: Done[Sequence[Finding]]) -> None:
+        """See whether the root can be used, and what there is to warn of; see `Examine`."""
+        self._ask(Examine(accepted), done)
 
     def probe(self, done: Done[Room]) -> None:
         """Try whether the root can be written, and how much."""

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from consumer.commit import probe
 from consumer.errors import ConsumerError, StorageFault, Unexpected, from_os_error
 from consumer.requests import Done
+from consumer.trials import probe
 
 log = logging.getLogger(__name__)
 

@@ -34,10 +34,11 @@ from consumer import logs
 from consumer.arena import give_memory_back, part
 from consumer.arrays import Store, open_array, open_store
 from consumer.blocks import ArrayKey, StoredArray
-from consumer.commit import probe
 from consumer.coverage import Box
 from consumer.errors import ConsumerError, Fenced
 from consumer.failpoints import Failpoints
+from consumer.filesystem import check
+from consumer.findings import Finding
 from consumer.journal import Journal
 from consumer.ledger import Ledger, is_new_run
 from consumer.ledger_files import load
@@ -50,6 +51,7 @@ from consumer.requests import (
     Close,
     Done,
     EndLone,
+    Examine,
     Open,
     Opened,
     Probe,
@@ -61,6 +63,7 @@ from consumer.requests import (
     Written,
 )
 from consumer.rounds import Encoded, WritableArray, commit, encode, now_ms, unannounced
+from consumer.trials import probe
 from consumer.workers import ENCODE, JOURNAL, Workers
 
 log = logging.getLogger(__name__)
@@ -156,12 +159,12 @@ class Writer:
                 self._remark(request, done)
             case Close(array):
                 self._close(array, done)
-            case Probe():
-                self._workers.run(partial(_probe, self._setup.output_root), done)
             case BeginLone(fingerprints):
                 self._workers.run(partial(self._journal.begin, fingerprints), done, lane=JOURNAL)
             case EndLone(entry, settled):
                 self._workers.run(partial(self._journal.end, entry, settled), done, lane=JOURNAL)
+            case _:
+                self._workers.run(partial(_look, self._setup.output_root, request), done)
 
     # -- stores and arrays ----------------------------------------------------------------------
 
@@ -392,7 +395,10 @@ def _renew(ledger: Ledger, array: ArrayKey, run: str | None) -> None:
     )
 
 
-def _probe(root: Path) -> Room:
+def _look(root: Path, request: Examine | Probe) -> Sequence[Finding] | Room:
+    """See whether the root can be used, or written."""
+    if isinstance(request, Examine):
+        return check(root, request.accepted)
     probe(root)
     usage = shutil.disk_usage(root)
     return Room(usage.total, usage.free)

@@ -12,6 +12,13 @@ from consumer.testing import BrokerMissing, RabbitMQ, server_command
 from harness import Channel, ConsumerProcess
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests recorded of themselves, e.g. how many histories were run."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{report.nodeid}: {value} {name}")
+
+
 @pytest.fixture(scope="session")
 def broker() -> Iterator[RabbitMQ]:
     """A private broker for the whole session; leave it running."""

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import zarr
 
 from consumer.message import Encoded, encode
+from consumer.testing import RabbitMQ, server_command
 from harness import Channel, ConsumerProcess, wait_until
 
 _SITECUSTOMIZE = """
@@ -313,3 +314,29 @@ def remount(folder: Path, option: str) -> bool:
     """Change a mounted file system; return whether that worked."""
     command = ["mount", "-o", f"remount,{option}", str(folder)]
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+def control(broker: RabbitMQ, *arguments: str) -> None:
+    """Run rabbitmqctl on a private broker."""
+    command = Path(server_command()).with_name("rabbitmqctl")
+    environment = broker._environment()
+    node = environment["RABBITMQ_NODENAME"]
+    subprocess.run(
+        [command, "-n", node, *arguments],
+        env=environment,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+
+
+@contextlib.contextmanager
+def silent_leader(broker: RabbitMQ, queue: str) -> Iterator[None]:
+    """Have the leader of a quorum queue, of the virtual host `/`, answer nobody meanwhile."""
+    # Its registered name (rabbit_quorum_queue, qname_to_internal_name).
+    leader = f"'%2F_{queue}'"
+    control(broker, "eval", f"sys:suspend({leader}).")
+    try:
+        yield
+    finally:
+        control(broker, "eval", f"sys:resume({leader}).")

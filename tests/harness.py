@@ -21,17 +21,20 @@ import numpy as np
 import numpy.typing as npt
 import pika
 import psutil
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from consumer.message import Encoded, encode
 from consumer.testing import RabbitMQ, free_port
 
-READY_S = 30.0
+READY_S = 120.0
+# What a queue with a single active consumer says to who polls it.
+_LOCKED = 405
 
 
 def wait_until(
     condition: Callable[[], bool],
     what: str | Callable[[], str],
-    timeout_s: float = 60.0,
+    timeout_s: float = 120.0,
     *,
     poll_s: float = 0.02,
 ) -> None:
@@ -92,10 +95,34 @@ class Channel:
         """Encode and publish one message."""
         self.publish(encode(fields, arrays, **options))
 
-    def depth(self, queue: str) -> int:
-        """Messages ready in a queue."""
+    def said(self, queue: str) -> tuple[int, int]:
+        """Messages ready in a queue, and its consumers, as the broker says when it is asked.
+
+        Of a quorum queue whose leader is absent, or silent for 250 ms, it says that of both there
+        are 0 (rabbit_quorum_queue, stat).
+        """
         reply = self.channel.queue_declare(queue, passive=True)
-        return int(reply.method.message_count)
+        return int(reply.method.message_count), int(reply.method.consumer_count)
+
+    def depth(self, queue: str) -> int:
+        """Messages ready in a queue, once its leader has answered."""
+        found = self.said(queue)
+        if found == (0, 0):
+            wait_until(lambda: self._answers(queue), f"the leader of {queue}", 300.0)
+            found = self.said(queue)
+        return found[0]
+
+    def _answers(self, queue: str) -> bool:
+        """Whether the leader of a queue answers who wants a message; which then comes back."""
+        # For it closes the connection where it does not, and the channel where it refuses.
+        try:
+            with pika.BlockingConnection(parameters(self.broker)) as connection:
+                connection.channel().basic_get(queue)
+        except ChannelClosedByBroker as error:
+            return bool(error.reply_code == _LOCKED)
+        except AMQPError:
+            return False
+        return True
 
     def drain(self, queue: str) -> list[tuple[Any, bytes]]:
         """Take everything out of a queue: properties and body of each message."""
@@ -189,7 +216,7 @@ class ConsumerProcess:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def stop(self, timeout_s: float = 40.0) -> int:
+    def stop(self, timeout_s: float = 90.0) -> int:
         """Send SIGTERM; return the exit code."""
         self.signal(signal.SIGTERM)
         assert self.process is not None
@@ -204,7 +231,7 @@ class ConsumerProcess:
     def status(self, path: str) -> int:
         """Return the HTTP status of a path, 0 where nobody answers."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as got:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as got:
                 return int(got.status)
         except urllib.error.HTTPError as error:
             with error:
@@ -215,7 +242,7 @@ class ConsumerProcess:
     def metrics(self) -> dict[str, float]:
         """Return every sample by its name and labels, e.g. `tiles_held_bytes{kind="bodies"}`."""
         url = f"http://127.0.0.1:{self.port}/metrics"
-        with urllib.request.urlopen(url, timeout=5) as got:
+        with urllib.request.urlopen(url, timeout=30) as got:
             lines = got.read().decode().splitlines()
         pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, value in pairs}

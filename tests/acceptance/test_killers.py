@@ -55,7 +55,7 @@ def killing(folder: Path, victim: str) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(folder), str(package)])}
 
 
-def revived(process: ConsumerProcess, channel: Channel, timeout_s: float = 120.0) -> int:
+def revived(process: ConsumerProcess, channel: Channel, timeout_s: float = 300.0) -> int:
     """Start a consumer again whenever it has ended, until all is settled; return how often."""
     deaths, deadline = 0, time.monotonic() + timeout_s
     parked = f"{channel.prefix}.parked"

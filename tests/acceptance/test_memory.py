@@ -24,8 +24,9 @@ from harness import Channel, ConsumerProcess, MemoryWatch, parameters, wait_unti
 MIB = 1 << 20
 BUDGET = 256 * MIB
 PEAK = BUDGET + 200 * MIB
-# In the short form, two of the cases are flooded with all 128 large tiles, the rest with 40.
+# In the short form, two of the cases are flooded with 48 large tiles, the rest with 32.
 FULL = bool(os.environ.get("FULL"))
+MANY = 128 if FULL else 48
 SMALL, LARGE = (128, 128), (2047, 2048)
 
 
@@ -54,7 +55,7 @@ class Case:
     complete: bool
     compress: bool = False
     slow: bool = False
-    large: int = 128 if FULL else 40
+    large: int = 128 if FULL else 32
     small: int = 500
 
 
@@ -85,10 +86,10 @@ def sent(case: Case) -> Iterator[tuple[dict[str, Any], int, tuple[int, int]]]:
 
 
 CASES = {
-    "one complete array, plain": Case(1, None, complete=True, large=128),
+    "one complete array, plain": Case(1, None, complete=True, large=MANY),
     "one complete array, sharded": Case(1, [1, 2048, 2048], complete=True),
     "many partly filled arrays, plain": Case(32, None, complete=False),
-    "many partly filled arrays, sharded": Case(32, [1, 1024, 1024], complete=False, large=128),
+    "many partly filled arrays, sharded": Case(32, [1, 1024, 1024], complete=False, large=MANY),
     "arrays that open slowly": Case(8, None, complete=True, slow=True),
     "compressed, an array that opens slowly": Case(
         1, [1, 1024, 1024], complete=True, compress=True, slow=True
@@ -126,7 +127,7 @@ def test_a_flood_of_large_tiles_stays_within_the_budget(
     assert peak <= PEAK
 
 
-TILES, EARLY = (200_000 if FULL else 60_000), 20_000
+TILES, EARLY = (200_000, 20_000) if FULL else (40_000, 10_000)
 EDGE, COLUMNS = 32, 500
 
 

@@ -32,7 +32,7 @@ def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=120,
         check=False,
     )
 
@@ -226,7 +226,7 @@ def test_a_draining_consumer_lives_and_is_not_ready(
         assert consumer.status("/livez") == 200
         disk.take(0)
         assert consumer.process is not None
-        assert consumer.process.wait(20) == 0
+        assert consumer.process.wait(60) == 0
 
 
 def test_an_unknown_path_is_not_found(make_consumer: MakeConsumer) -> None:

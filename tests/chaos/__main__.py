@@ -11,11 +11,9 @@ from pathlib import Path
 
 from chaos import report
 from chaos.catalogue import SCENARIOS, SOAK
-from chaos.runs import Outcome, run, soak
+from chaos.runs import LONGEST_LINE, Outcome, run, soak
 from chaos.stage import WITHOUT, Options, start_broker
 from consumer.testing import BrokerMissing
-
-_PROBLEM = 2000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +64,7 @@ def _tell(outcome: Outcome) -> None:
     state = "not run" if outcome.not_run else "clean" if outcome.clean else "NOT CLEAN"
     print(f"{outcome.row.name}: {state}, {outcome.row.seconds:.0f} s", flush=True)
     for problem in outcome.problems:
-        print(f"  {problem}"[:_PROBLEM], flush=True)
+        print(f"  {problem}"[:LONGEST_LINE], flush=True)
 
 
 def _good(outcome: Outcome) -> bool:

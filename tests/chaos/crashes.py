@@ -1,6 +1,7 @@
 """Faults of the consumers themselves: killed, told to stop, paused."""
 
 import itertools
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ def sigstop(stage: Stage, count: int) -> None:
     fleet = stage.add_fleet(count=2, heartbeat_s=_HEARTBEAT_S, prefetch_count=_FEW)
     late, other = fleet.consumers
     other.start()
-    points = list(itertools.islice(_points(stage), count))
+    points = list(itertools.islice(failpoints(stage.chance, stage.options.without), count))
     stage.notes.append(f"paused at {', '.join(points)}")
     with stage.load():
         stage.fleet.wait_acknowledged(0)
@@ -94,12 +95,19 @@ def sigstop(stage: Stage, count: int) -> None:
             _end_fenced(stage, late)
 
 
-def _points(stage: Stage) -> Iterator[str]:
-    """Yield failpoints for ever: one of each kind in turn, in random order."""
+def failpoints(chance: random.Random, without: str) -> Iterator[str]:
+    """Yield failpoints for ever: one of each kind in turn, in random order.
+
+    Parameters
+    ----------
+    without : str
+        What is switched off: without the fence, some are never reached.
+    """
+    unreached = product.UNREACHED_WITHOUT_FENCE if without == "fence" else frozenset()
     kinds = list(product.FAILPOINTS)
-    stage.chance.shuffle(kinds)
+    chance.shuffle(kinds)
     for kind in itertools.cycle(kinds):
-        point = stage.chance.choice(product.FAILPOINTS[kind])
+        point = chance.choice([p for p in product.FAILPOINTS[kind] if p not in unreached])
         yield f"{point}=stop@{_SHARES.get(kind, _USUAL_SHARE)}#1"
 
 

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from chaos.product import NotRun
+from harness import wait_until
 
 # Linux, include/uapi/linux/fs.h and fs/ext4: FS_IOC_SHUTDOWN; the log is not flushed.
 _IOC_SHUTDOWN = 0x8004587D
@@ -69,9 +70,26 @@ class PowerlessDisk:
             os.close(descriptor)
 
     def unmount(self) -> None:
-        """Unmount it; nothing may have a file open on it."""
+        """Unmount it, and return once it is mounted nowhere; nothing may have a file open on it.
+
+        Another's view of the mounts, or the kernel's own end of the loop device, may come later:
+        mounted meanwhile, it would be what was mounted before, which has no power any more.
+        """
         _run("umount", str(self._mounted))
         self._up = False
+        wait_until(lambda: not self._attached(), f"the end of the loop device of {self._image}")
+
+    def _attached(self) -> bool:
+        """Whether a loop device has the image."""
+        files = Path("/sys/block").glob("loop*/loop/backing_file")
+        return any(_read(file).removesuffix(" (deleted)") == str(self._image) for file in files)
+
+
+def _read(file: Path) -> str:
+    """Return what a file of the kernel's says; nothing where it has just gone."""
+    with contextlib.suppress(OSError):
+        return file.read_text().strip()
+    return ""
 
 
 def _run(*command: str) -> None:
@@ -127,7 +145,7 @@ def rename(source, target, **folders):
 
 
 _write, _writev, _fsync, _rename = os.write, os.writev, os.fsync, os.rename
-# The other process checks the root at its start, and ends where it cannot be written.
+# The other process writes nothing below the root.
 if "consumer.writer" in sys.orig_argv:
     os.write, os.writev, os.fsync, os.rename = write, writev, fsync, rename
 """

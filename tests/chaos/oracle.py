@@ -21,6 +21,8 @@ STATE_FOLDER = ".tiles"
 # Folders of these names hold one entry for each tenure that was not let go.
 _TENURES = ("epochs", "fenced")
 _JOURNAL = "lone"
+# In here, one for each trial of the root that was cut short.
+TRIALS = ".tiles"
 
 Confirmed: TypeAlias = Mapping[Image, Collection[Place]]
 
@@ -39,7 +41,7 @@ class Found:
         Voxels outside every crop that are not the fill value, or that the ledger calls filled;
         arrays and files that nobody sent.
     leftovers : int
-        Temporary files, tenures that are over, messages still in the queue.
+        Temporary files, tenures and trials that are over, messages still in the queue.
     notes : list of str
         Where, for a person.
     """
@@ -150,15 +152,15 @@ def _split(name: Path) -> tuple[Path, bool]:
 
 
 def _leftovers(state: Path) -> Found:
-    """Count files and tenures below the consumer's own folder that should be gone by now.
+    """Count files, tenures and trials below the consumer's own folder that should be gone by now.
 
     Ledgers stay; and what the journal says of a handling that was cut short, it says for a day.
     """
     found = Found()
     for path in sorted(state.rglob("*")):
         inside = path.relative_to(state).parts
-        tenure = path.is_dir() and path.parent.name in _TENURES
-        if tenure or (path.is_file() and not _is_kept(inside)):
+        folder = path.is_dir() and (path.parent.name in _TENURES or path.parent == state / TRIALS)
+        if folder or (path.is_file() and not _is_kept(inside)):
             found += Found(leftovers=1, notes=[f"{STATE_FOLDER}/{Path(*inside)} is left over"])
     return found
 

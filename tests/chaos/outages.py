@@ -7,7 +7,8 @@ from chaos import fleet as fleets
 from chaos.network import Link
 from chaos.poison import prepare_bad
 from chaos.producer import Publish
-from chaos.stage import Stage, control
+from chaos.stage import Stage
+from faults import control
 from harness import ConsumerProcess, wait_until
 
 _HEARTBEAT_S = 2

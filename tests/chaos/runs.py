@@ -11,6 +11,9 @@ from chaos.stage import Options, Stage
 from chaos.verdict import Row, finish
 from consumer.testing import RabbitMQ
 
+# Printed of a problem at most.
+LONGEST_LINE = 2000
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -77,8 +80,18 @@ def soak(broker: RabbitMQ, options: Options, minutes: float) -> Outcome:
             return found
         total = _added(total, found, options.seed)
         print(f"soak seed {options.seed}: {'clean' if found.clean else 'NOT CLEAN'}", flush=True)
+        if not found.clean:
+            _keep(options, found)
         options = replace(options, seed=options.seed + 1)
     return total
+
+
+def _keep(options: Options, found: Outcome) -> None:
+    """Keep the folder of a round, which the next would empty, and print what is wrong."""
+    kept = options.folder / f"seed-{options.seed}"
+    (options.folder / SOAK.name).rename(kept)
+    for line in (str(found.row), *found.problems, *found.notes, f"left in {kept}"):
+        print(f"  {line}"[:LONGEST_LINE], flush=True)
 
 
 def _added(total: Outcome, found: Outcome, seed: int) -> Outcome:

@@ -3,7 +3,6 @@
 import contextlib
 import random
 import shutil
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from chaos import disks, product
 from chaos.fleet import CONSUMER_TIMEOUT_S, REPLICAS, Fleet
 from chaos.images import tiles
 from chaos.producer import Producer, Publish, publish_tile
-from consumer.testing import RabbitMQ, server_command
+from consumer.testing import RabbitMQ
 from faults import Oracle
 from harness import Channel, ConsumerProcess
 
@@ -206,20 +205,6 @@ class Stage:
 def start_broker() -> RabbitMQ:
     """Return the broker of all scenarios, to be entered."""
     return RabbitMQ(extra_config=f"consumer_timeout = {1000 * CONSUMER_TIMEOUT_S}\n")
-
-
-def control(broker: RabbitMQ, *arguments: str) -> None:
-    """Run rabbitmqctl on a private broker."""
-    command = Path(server_command()).with_name("rabbitmqctl")
-    environment = broker._environment()
-    node = environment["RABBITMQ_NODENAME"]
-    subprocess.run(
-        [command, "-n", node, *arguments],
-        env=environment,
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
 
 
 def delete_topology(broker: RabbitMQ, prefix: str) -> None:

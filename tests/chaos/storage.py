@@ -4,10 +4,12 @@ import contextlib
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from chaos import fleet as fleets
 from chaos.disks import FailingDisk, PowerlessDisk
-from chaos.fleet import CONSUMER_TIMEOUT_S
+from chaos.fleet import CONSUMER_TIMEOUT_S, Fleet, running
 from chaos.images import STORES, Tile, tiles
 from chaos.producer import Producer, publish_tile
 from chaos.product import NotRun
@@ -36,20 +38,28 @@ def disk_full(stage: Stage, count: int) -> None:
 
 
 def fill_disk(stage: Stage) -> None:
-    """Fill the file system until nobody can write, then free it."""
+    """Fill the file system, and keep it full until each has seen that; then free it."""
     ballast = stage.root / _BALLAST
     stage.fleet.wait_acknowledged(time.time() + stage.chance.random())
-    try:
+    seen: set[str] = set()
+
+    def all_saw_it() -> bool:
+        # A write that fails gives back what it had taken, and that would be room for a probe.
         _fill(ballast)
-        wait_until(lambda: _all_see_it(stage), "all to see that the disk is full", poll_s=0.1)
+        seen.update(_who_sees_it(stage.fleet))
+        return seen >= {fleets.name(each) for each in stage.fleet.consumers if running(each)}
+
+    try:
+        wait_until(all_saw_it, lambda: f"more than {sorted(seen)} to see a full disk", poll_s=0.05)
     finally:
         ballast.unlink(missing_ok=True)
     stage.recovered(time.time())
 
 
 def _fill(ballast: Path) -> None:
-    with ballast.open("wb") as file:
-        size = 0
+    """Have a file take all the room that there is, beside what it takes already."""
+    with ballast.open("ab") as file:
+        size = file.tell()
         for nbytes in (1 << 24, 1 << 20, 1 << 12):
             with contextlib.suppress(OSError):
                 while True:
@@ -57,8 +67,11 @@ def _fill(ballast: Path) -> None:
                     size += nbytes
 
 
-def _all_see_it(stage: Stage) -> bool:
-    return all(found and not found["tiles_root_writable"] for found in stage.fleet.metrics())
+def _who_sees_it(fleet: Fleet) -> Iterator[str]:
+    for consumer in fleet.consumers:
+        found = fleets.metrics(consumer)
+        if found and not found["tiles_root_writable"]:
+            yield fleets.name(consumer)
 
 
 def io_errors(stage: Stage, count: int) -> None:

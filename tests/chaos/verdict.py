@@ -9,15 +9,15 @@ from pika.exceptions import AMQPError
 
 from chaos.fleet import Fleet
 from chaos.images import Tile
-from chaos.oracle import STATE_FOLDER, Found, examine, snapshot
+from chaos.oracle import STATE_FOLDER, TRIALS, Found, examine, snapshot
 from chaos.producer import publish_tile
 from chaos.stage import Stage
 from harness import Channel, wait_until
 from wire import undecoded_headers
 
 _PATIENCE_S = 300.0
-# A probe that was cut short goes with a later one, when it is a minute old.
-_PROBES_S = 90.0
+# A trial of the root that was cut short goes with a later one, when it is a minute old.
+_TRIALS_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def finish(stage: Stage) -> Row:
     """Let the consumers do the rest, end them, and read everything back."""
     for fleet in stage.fleets:
         _settle(stage, fleet)
-    _wait_probes(stage)
+    _wait_trials(stage)
     for fleet in stage.fleets:
         stage.problems += fleet.stop()
     found = Found()
@@ -102,11 +102,11 @@ def _settle(stage: Stage, fleet: Fleet) -> None:
         stage.problems.append(f"not all was settled: {error}")
 
 
-def _wait_probes(stage: Stage) -> None:
-    """Wait until no probe of a consumer that was killed is left; those under way are brief."""
-    probes = stage.root / STATE_FOLDER
+def _wait_trials(stage: Stage) -> None:
+    """Wait until no trial of a consumer that was killed is left; those under way are brief."""
+    trials = stage.root / STATE_FOLDER / TRIALS
     with contextlib.suppress(AssertionError):
-        wait_until(lambda: not any(probes.glob("probe-*")), "no probes", _PROBES_S)
+        wait_until(lambda: not any(trials.glob("*")), "no trials", _TRIALS_S)
 
 
 def _one_of_each_store(stage: Stage) -> list[Tile]:

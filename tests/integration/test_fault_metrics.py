@@ -95,7 +95,9 @@ def test_a_full_disk_shows_its_size_and_that_a_store_is_tried_again(
 ) -> None:
     image = Image(0, "a.zarr", "x", (2048, 2048), 256, (("codecs", [{"name": "bytes"}]),))
     with small_disk(tmp_path / "root") as root, make_consumer(retry_max_s=1) as consumer:
-        assert consumer.metrics()["tiles_root_size_bytes"] == 8 << 20
+        wait_until(
+            lambda: consumer.metrics()["tiles_root_size_bytes"] == 8 << 20, "the size to be known"
+        )
         for place in image.places():
             producer.publish(image.message(place))
         wait_more(consumer, "tiles_retrying_seconds", 1)

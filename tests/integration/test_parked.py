@@ -83,7 +83,7 @@ def command(channel: Channel, *arguments: str) -> list[str]:
 def run(channel: Channel, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run `consumer parked …`."""
     return subprocess.run(
-        command(channel, *arguments), capture_output=True, text=True, timeout=60, check=False
+        command(channel, *arguments), capture_output=True, text=True, timeout=120, check=False
     )
 
 
@@ -96,7 +96,7 @@ def listed(channel: Channel, *arguments: str) -> list[dict[str, Any]]:
 
 def take(channel: Channel) -> tuple[Any, bytes]:
     """Take the first message of the partition queue."""
-    found = channel.channel.consume(tiles_queue(channel), auto_ack=True, inactivity_timeout=60)
+    found = channel.channel.consume(tiles_queue(channel), auto_ack=True, inactivity_timeout=120)
     _, properties, body = next(found)
     channel.channel.cancel()
     return properties, body
@@ -195,7 +195,7 @@ def test_a_body_that_nobody_can_read_is_shown_all_the_same(parking: Channel) -> 
 
 def test_what_the_broker_dead_lettered_is_listed_with_its_reason(parking: Channel) -> None:
     parking.publish(message(0))
-    for method, _, _ in parking.channel.consume(tiles_queue(parking), inactivity_timeout=60):
+    for method, _, _ in parking.channel.consume(tiles_queue(parking), inactivity_timeout=120):
         parking.channel.basic_reject(method.delivery_tag, requeue=False)
         break
     parking.channel.cancel()

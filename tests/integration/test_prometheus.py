@@ -176,7 +176,7 @@ def test_prometheus_knows_every_metric_and_answers_all_that_alerts_and_dashboard
         for place in IMAGE.places():
             producer.publish(IMAGE.message(place))
         wait_done(consumer, producer)
-        prometheus.wait_for("tiles_placed_total > 0")
+        prometheus.wait_for("tiles_placed_total > 0 and tiles_root_size_bytes > 0")
         wanted = {s.name for m in Metrics().registry.collect() for s in m.samples}
         found = prometheus.query('last_over_time({__name__=~"tiles_.+"}[2m])')
         assert {name for name in wanted if not name.endswith("_created")} - set(found) == set()

@@ -50,7 +50,7 @@ def publish(
     access = ["--hosts", host or channel.broker.host, "--topology-prefix", channel.prefix]
     words = [sys.executable, "-m", "consumer.cli", "publish", *access, *arguments]
     return subprocess.run(
-        words, capture_output=True, text=True, timeout=60, check=False,
+        words, capture_output=True, text=True, timeout=120, check=False,
         env={k: v for k, v in os.environ.items() if not k.startswith("TILES_")} | environment,
     )  # fmt: skip
 
@@ -106,7 +106,7 @@ def take(channel: Channel, said: str) -> list[tuple[Any, bytes]]:
     found: list[tuple[Any, bytes]] = []
     # A queue with a single active consumer is not to be asked for one message.
     for method, properties, body in channel.channel.consume(
-        f"{channel.prefix}.00", auto_ack=True, inactivity_timeout=60
+        f"{channel.prefix}.00", auto_ack=True, inactivity_timeout=120
     ):
         assert method is not None, "a message"
         found.append((properties, body))

@@ -393,7 +393,7 @@ def test_an_array_is_complete_when_the_consumer_says_so(producer: Channel) -> No
         opened.flush()
         announce(producer, ArrayCompleted(store="p/a.zarr", array="x", run="1"))
 
-        opened.wait_completed(20)
+        opened.wait_completed(120)
 
 
 def test_another_run_or_array_is_not_what_is_waited_for(producer: Channel) -> None:

@@ -24,7 +24,7 @@ def node(*arguments: str) -> str:
             pytest.fail(why)
         pytest.skip(why)
     run = subprocess.run(
-        ["node", *arguments], cwd=HERE, capture_output=True, text=True, timeout=60, check=False
+        ["node", *arguments], cwd=HERE, capture_output=True, text=True, timeout=120, check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout

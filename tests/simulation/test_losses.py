@@ -105,6 +105,8 @@ def test_each_loss_in_a_row_is_waited_for_longer() -> None:
     waits = []
     for _ in range(4):
         faults.note_loss("a.zarr")
-        waits.append(faults.note("a.zarr", 0.0))
+        wait = faults.note("a.zarr", 0.0)
+        assert wait is not None
+        waits.append(wait)
         faults.clear("a.zarr")  # it could be opened again
     assert all(later > earlier for earlier, later in pairwise(waits))

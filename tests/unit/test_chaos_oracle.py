@@ -104,7 +104,7 @@ def test_files_that_nobody_asked_for_are_foreign(root: Path, name: str) -> None:
     [
         (f"{STATE}/epochs/1-ab/0", 2),
         (f"{STATE}/fenced/1-ab/0", 2),
-        (".tiles/probe-ab", 1),
+        (".tiles/.tiles/ab/written", 2),
         (".tiles/lone/ab.json", 0),
         (".tiles/lone/ab.part", 1),
     ],

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from consumer.commit import Commit, probe
+from consumer.commit import Commit
 from consumer.errors import Fenced, UnsafePath
 from consumer.files import refuse_links, write_file
+from consumer.trials import probe
 
 STORE = "plate7/d.zarr"
 OBJECTS = {
@@ -710,7 +710,7 @@ def test_release_leaves_another_alone_that_is_just_making_its_folders(
 def test_release_leaves_the_probe_alone(
     root: Path, standing: Commit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    released_before(monkeypatch, "open", lambda path: path.parent == root / ".tiles", standing)
+    released_before(monkeypatch, "mkdir", lambda path: path.parent == root / ".tiles", standing)
     probe(root)
 
 
@@ -766,21 +766,3 @@ def test_a_failed_probe_leaves_no_file(
 def test_the_probe_of_a_missing_root_fails(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         probe(tmp_path / "missing")
-
-
-@pytest.mark.parametrize(("age_s", "left"), [(600, False), (1, True)], ids=["old", "under way"])
-def test_the_probe_removes_what_a_killed_one_left(root: Path, age_s: float, left: bool) -> None:
-    probe(root)
-    earlier = root / ".tiles/probe-0123456789abcdef"
-    earlier.write_bytes(b"probe")
-    os.utime(earlier, (0, time.time() - age_s))
-    probe(root)
-    assert earlier.exists() == left
-
-
-def test_a_store_that_is_called_like_a_probe_stays(root: Path) -> None:
-    store = root / ".tiles/probe-store.zarr"
-    store.mkdir(parents=True)
-    os.utime(store, (0, 0))
-    probe(root)
-    assert store.exists()

@@ -190,7 +190,7 @@ def test_both_processes_are_killed() -> None:
         say(both[0], "good")
         assert has_passed(both[0])
         say(both[0], "a bad one")
-        assert [each.wait(30) for each in both] == [-signal.SIGKILL] * 2
+        assert [each.wait(60) for each in both] == [-signal.SIGKILL] * 2
         assert not has_passed(both[0])
 
 

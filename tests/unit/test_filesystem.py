@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 
 from consumer import filesystem
-from consumer.filesystem import Mount, examine, examine_below, examine_clock, mount_of, mounts
+from consumer.errors import ConsumerError, StorageFault, UnusableRoot
+from consumer.filesystem import (
+    Mount,
+    check,
+    examine,
+    examine_below,
+    examine_clock,
+    mount_of,
+    mounts,
+)
 from consumer.findings import Finding, Verdict
 from faults import mounted
 
@@ -109,12 +118,58 @@ def test_a_full_disk_is_told_to_be_full(mount: MountKind, tmp_path: Path) -> Non
         (root / "filler").write_bytes(bytes(1 << 20))
     finding = found(root, "fsync")
     assert (finding.verdict, finding.remedy) == (Verdict.FAILED, "free space")
+    with pytest.raises(StorageFault, match=r"No space left on device.*; free space"):
+        check(root, None)
 
 
 def test_a_root_that_is_read_only_cannot_be_written(mount: MountKind, tmp_path: Path) -> None:
     finding = found(mount("tmpfs", tmp_path / "root", "ro"), "output root")
     assert finding.verdict is Verdict.FAILED
     assert "Read-only file system" in finding.said
+    with pytest.raises(StorageFault, match="Read-only file system"):
+        check(tmp_path / "root", None)
+
+
+@pytest.mark.parametrize(
+    ("number", "raised", "remedy"),
+    [
+        (errno.ENOSPC, StorageFault, "free space"),
+        (errno.EDQUOT, StorageFault, "raise the quota"),
+        (errno.EROFS, StorageFault, "mount it for writing"),
+        (errno.EIO, StorageFault, "see the kernel's log"),
+        (errno.EACCES, UnusableRoot, "the right to"),
+        (errno.EPERM, UnusableRoot, "the right to"),
+    ],
+    ids=lambda given: errno.errorcode[given] if isinstance(given, int) else "",
+)
+def test_what_may_clear_by_itself_is_told_from_what_somebody_must_change(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    raised: type[ConsumerError],
+    remedy: str,
+) -> None:
+    def mkdir(*_arguments: Any, **_named: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(raised, match=f"{os.strerror(number)}.*; .*{remedy}"):
+        check(tmp_path, None)
+
+
+def test_a_full_disk_of_a_kind_that_was_never_tested_is_refused(
+    mount: MountKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = mount("tmpfs", tmp_path / "root", "size=64k")
+    with suppress(OSError):
+        (root / "filler").write_bytes(bytes(1 << 20))
+    monkeypatch.setattr(filesystem, "TESTED", frozenset({"ext4"}))
+    with pytest.raises(UnusableRoot, match="was never tested"):
+        check(root, None)
+
+
+def test_a_root_that_can_be_used_has_nothing_but_warnings(tmp_path: Path) -> None:
+    assert {finding.check for finding in check(tmp_path, None)} <= {"file system"}
 
 
 def test_a_state_folder_on_another_file_system_is_refused(mount: MountKind, tmp_path: Path) -> None:
@@ -280,6 +335,7 @@ def test_a_file_system_that_does_not_do_it_is_found_by_its_check(
         finding = found(root, check)
     assert finding.verdict is (Verdict.WARNING if check == "names" else Verdict.FAILED)
     assert finding.remedy
+    assert not finding.transient
     shutil.rmtree(root)
 
 

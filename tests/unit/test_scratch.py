@@ -54,7 +54,7 @@ class Outcomes:
                     and len(self.reads) >= reads
                     and len(self.errors) >= errors
                 ),
-                timeout=10,
+                timeout=60,
             )
 
 

@@ -614,7 +614,7 @@ def watched(root: Path) -> Watched:
 
 def test_blocks_are_read_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = Stored(tmp_path, KINDS["shards"]).write(WHOLE)
-    verification, together = watched(stored.root), threading.Barrier(3, timeout=30)
+    verification, together = watched(stored.root), threading.Barrier(3, timeout=60)
     real = ReadableArray.read
 
     def waits(array: ReadableArray, box: Box) -> Any:

@@ -31,7 +31,7 @@ def test_room_is_waited_for() -> None:
     window.take(10, SHORT_S)
     thread = later(lambda: window.confirm(10))
 
-    window.take(10, 10)
+    window.take(10, 60)
 
     thread.join()
     assert window.held_bytes == 10
