@@ -124,9 +124,9 @@ class Broker:
         )
         self._watchdog = Watchdog(settings.stalled_s)
         self._depth = Depth(
-            topology.partition.name, metrics.waiting.labels(partition=PARTITION).set
+            topology.partition.name, metrics.partition_waiting.labels(partition=PARTITION).set
         )
-        self._last_delivery = metrics.last_delivery.labels(partition=PARTITION)
+        self._last_delivery = metrics.partition_last_delivery.labels(partition=PARTITION)
         self._draining = False
         self._giving_up = False
 

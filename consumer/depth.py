@@ -1,4 +1,8 @@
-"""How many messages wait in a queue, asked of the broker now and then. The time goes in."""
+"""How many messages wait in a queue, asked of the broker now and then. The time goes in.
+
+Where a quorum queue's leader is silent, RabbitMQ answers that it has no messages and no consumers;
+whoever asks is a consumer, so such an answer says nothing.
+"""
 
 import math
 from collections.abc import Callable
@@ -33,7 +37,8 @@ class Depth:
 
         def answered(frame: Any) -> None:
             if channel is self._channel:
-                self._note(frame.method.message_count)
                 self._due = now + _AGAIN_S
+                if frame.method.message_count or frame.method.consumer_count:
+                    self._note(frame.method.message_count)
 
         channel.queue_declare(self._queue, passive=True, callback=answered)

@@ -470,7 +470,7 @@ class Flow:
         metrics.open_blocks.set(self.assembler.open_blocks)
         metrics.writing.set(self.assembler.writing)
         metrics.unacknowledged.set(len(self._held))
-        metrics.oldest_seconds.labels(partition=PARTITION).set(self._oldest(now))
+        metrics.partition_oldest_seconds.labels(partition=PARTITION).set(self._oldest(now))
         metrics.retrying_seconds.set(self._faults.longest(now, self._stores()))
         metrics.unannounced_seconds.set(self._announcer.overdue(now))
         metrics.open_arrays.set(self._handles.open_count)

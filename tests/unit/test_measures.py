@@ -1,6 +1,7 @@
 """What the metrics of faults are taken from."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,10 +79,9 @@ class AskedChannel:
         assert (queue, passive) == ("tiles.00", True)
         self.asked.append(callback)
 
-    def answer(self, count: int) -> None:
-        frame: Any = type("Frame", (), {})()
-        frame.method = type("DeclareOk", (), {"message_count": count})
-        self.asked[-1](frame)
+    def answer(self, count: int, consumers: int = 1) -> None:
+        declared = SimpleNamespace(message_count=count, consumer_count=consumers)
+        self.asked[-1](SimpleNamespace(method=declared))
 
 
 @pytest.fixture
@@ -105,6 +105,22 @@ def test_how_many_messages_wait_is_asked_now_and_then(depth: Depth, noted: list[
     depth.watch(channel, 10)
     channel.answer(0)
     assert (noted[-1], len(channel.asked)) == (0, 2)
+
+
+def test_a_silent_leader_does_not_say_that_nothing_waits(depth: Depth, noted: list[float]) -> None:
+    channel = AskedChannel()
+    depth.watch(channel, 0)
+    channel.answer(7)
+    depth.watch(channel, 10)
+    channel.answer(0, consumers=0)
+    assert noted[-1] == 7
+
+
+def test_messages_that_wait_without_a_consumer_count(depth: Depth, noted: list[float]) -> None:
+    channel = AskedChannel()
+    depth.watch(channel, 0)
+    channel.answer(7, consumers=0)
+    assert noted[-1] == 7
 
 
 def test_nothing_more_is_asked_before_the_answer(depth: Depth) -> None:
@@ -145,9 +161,12 @@ def test_a_closed_channel_is_not_asked(depth: Depth) -> None:
 
 
 def test_each_partition_is_shown_from_the_start() -> None:
-    def value(name: str) -> float | None:
-        return Metrics().registry.get_sample_value(f"tiles_partition_{name}", {"partition": "00"})
+    registry = Metrics(partitions=("00", "01")).registry
 
-    assert math.isnan(value("waiting_messages") or 0)
-    assert value("last_delivery_timestamp_seconds") == 0
-    assert value("oldest_unacknowledged_seconds") == 0
+    def value(name: str, partition: str) -> float | None:
+        return registry.get_sample_value(f"tiles_partition_{name}", {"partition": partition})
+
+    for partition in ("00", "01"):
+        assert math.isnan(value("waiting_messages", partition) or 0)
+        assert value("last_delivery_timestamp_seconds", partition) == 0
+        assert value("oldest_unacknowledged_seconds", partition) == 0
