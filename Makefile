@@ -5,7 +5,7 @@ SIDE_BY_SIDE = --numprocesses 3 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-full test-node test-careamics contract bench bench-quick bench-stages bench-publishing chaos chaos-quick soak lint requirements clean
+.PHONY: help demo test test-full test-node test-careamics contract alerts bench bench-quick bench-stages bench-publishing chaos chaos-quick soak lint requirements clean
 
 help: ## List these commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,7 @@ demo: ## Run the demo with a RabbitMQ of its own; ARGS="--help" lists its option
 test: ## Run all tests, and on Python 3.13, where there is one, those that need no broker.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)
 	@deploy/scripts/setup-rabbitmq || [ -z "$${CI:-}" ]
+	@deploy/scripts/setup-prometheus || [ -z "$${CI:-}" ]
 	.venv/bin/python -m pytest $(SIDE_BY_SIDE)
 	@deploy/scripts/test-on 3.13 $(SIDE_BY_SIDE) tests/unit
 
@@ -40,6 +41,11 @@ contract: ## Write the documents of the wire contract anew.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)
 	.venv/bin/consumer schema asyncapi > deploy/contract/asyncapi.json
 	.venv/bin/consumer schema json > deploy/contract/tiles.schema.json
+
+alerts: ## Write the dashboard and the custom resource of the alerts anew.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	.venv/bin/python deploy/scripts/dashboard
+	deploy/scripts/prometheus-rule
 
 bench: ## Measure throughput against other writers; takes about half an hour.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)

@@ -64,6 +64,7 @@ class Announcer:
         self._interval_s = interval_s
         # By array that is being announced: the deliveries that wait for it.
         self._waiting: dict[ArrayKey, list[DeliveryId]] = {}
+        self._since: dict[ArrayKey, float] = {}
         self._progress: dict[ArrayKey, _Progress] = {}
 
     @property
@@ -81,6 +82,8 @@ class Announcer:
         source: str | None,
         run: str | None,
         settled: Iterable[DeliveryId] = (),
+        *,
+        now: float,
     ) -> None:
         """Announce that an array is complete, then have deliveries acknowledged."""
         self._progress.pop(array, None)
@@ -88,8 +91,13 @@ class Announcer:
             self._waiting[array] += settled
             return
         self._waiting[array] = list(settled)
+        self._since[array] = now
         event = ArrayCompleted(store=array.store, array=array.path, source=source, run=run)
         self._broker.announce(event, partial(self._told, array))
+
+    def overdue(self, now: float) -> float:
+        """Return for how long an array has been announced in vain, at most, in seconds."""
+        return max((now - since for since in self._since.values()), default=0.0)
 
     def written(self, array: ArrayKey, voxels: int, filled: int) -> None:
         """Take note of how many of an array's voxels are filled."""
@@ -137,5 +145,6 @@ class Announcer:
         self, array: ArrayKey, _written: Written | None, _error: ConsumerError | None
     ) -> None:
         # Where that could not be noted, it is announced once more by whoever opens the array next.
+        del self._since[array]
         for identity in self._waiting.pop(array):
             self._acknowledge(identity)

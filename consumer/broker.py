@@ -21,10 +21,11 @@ from pika.channel import Channel
 from consumer.blocks import DeliveryId
 from consumer.connection import Connection, prepare_pika
 from consumer.copies import republishable
+from consumer.depth import Depth
 from consumer.errors import ParkError
 from consumer.events import Event
 from consumer.message import Envelope
-from consumer.metrics import Metrics
+from consumer.metrics import PARTITION, Metrics
 from consumer.outgoing import Letter, Outgoing
 from consumer.parking import parked_event
 from consumer.settings import Settings
@@ -122,6 +123,10 @@ class Broker:
             failed=lambda _error: metrics.reconnects.labels(connection="consume").inc(),
         )
         self._watchdog = Watchdog(settings.stalled_s)
+        self._depth = Depth(
+            topology.partition.name, metrics.partition_waiting.labels(partition=PARTITION).set
+        )
+        self._last_delivery = metrics.partition_last_delivery.labels(partition=PARTITION)
         self._draining = False
         self._giving_up = False
 
@@ -245,6 +250,7 @@ class Broker:
                 passive=True,
                 callback=lambda frame: self._on_waiting(channel, frame.method),
             )
+        self._depth.watch(channel if self._consumer_tag else None, now)
 
     def cancel(self) -> None:
         """Ask for no more deliveries; those that came stay ours."""
@@ -358,6 +364,7 @@ class Broker:
             return
         self._unsettled[identity.tag] = None
         self._watchdog.note_delivery(time.monotonic())
+        self._last_delivery.set_to_current_time()
         receiver.deliver(delivery, body)
 
     def _lost(self) -> None:

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from consumer.blocks import ArrayKey, BlockKey
@@ -18,6 +18,7 @@ _MOST_LOSSES = 5
 
 @dataclass(slots=True)
 class _Fault:
+    since: float
     until: float
     failures: int
 
@@ -33,6 +34,11 @@ class Faults:
     def __bool__(self) -> bool:
         return bool(self._faults)
 
+    def longest(self, now: float, stores: Collection[str]) -> float:
+        """Return for how long one of the stores has failed, at most, in seconds."""
+        since = (fault.since for store, fault in self._faults.items() if store in stores)
+        return max((now - each for each in since), default=0.0)
+
     def note(self, store: str, now: float) -> float | None:
         """Take note of a fault; return how long the store is left alone, in seconds.
 
@@ -40,7 +46,7 @@ class Faults:
         """
         if self.paused(store, now):
             return None
-        fault = self._faults.setdefault(store, _Fault(now, 0))
+        fault = self._faults.setdefault(store, _Fault(now, now, 0))
         most = min(
             self._longest_s, _FIRST_RETRY_S * 2.0 ** max(fault.failures, self._losses[store])
         )

@@ -31,7 +31,7 @@ from consumer.handles import Handle, Handles
 from consumer.inbox import Held, Inbox
 from consumer.intake import Intake
 from consumer.lone import Lone, suspect
-from consumer.metrics import Metrics
+from consumer.metrics import PARTITION, Metrics
 from consumer.refusals import Refusals
 from consumer.requests import Opened, Written
 from consumer.scratch import Scratch
@@ -307,7 +307,7 @@ class Flow:
             self.assembler.learn(handle.key, opened.partly)
             handle.complete = opened.completed
             if opened.completed:
-                self._announcer.completed(handle.key, handle.source, handle.run)
+                self._announcer.completed(handle.key, handle.source, handle.run, now=self._clock())
             self._inbox.put_back(handle.waiting)
             handle.waiting.clear()
         elif isinstance(error, ParkError) and opened_for is not None:
@@ -381,7 +381,7 @@ class Flow:
         handle = self._handles.find(array)
         if handle is not None and written.completed:
             handle.complete = True
-            self._announcer.completed(array, handle.source, handle.run, settled)
+            self._announcer.completed(array, handle.source, handle.run, settled, now=self._clock())
             return
         if handle is not None and handle.array is not None:
             self._announcer.written(array, math.prod(handle.array.layout.shape), written.filled)
@@ -408,6 +408,7 @@ class Flow:
             assert isinstance(error, StopError)
             self._stop(error)
             return
+        self._metrics.fenced.inc(isinstance(error, Fenced))
         if isinstance(error, StoreRemoved | Fenced):
             for array in self._handles.reopen(store):
                 self.assembler.forget_stored(array)
@@ -460,12 +461,18 @@ class Flow:
         first = next(iter(self._held.values()), None)
         return now - first.since if first else 0.0
 
+    def _stores(self) -> set[str]:
+        waited_for = {handle.key.store for handle in self._handles if handle.waiting}
+        return self.assembler.stores | waited_for
+
     def _measure(self, now: float) -> None:
         metrics = self._metrics
         metrics.open_blocks.set(self.assembler.open_blocks)
         metrics.writing.set(self.assembler.writing)
         metrics.unacknowledged.set(len(self._held))
-        metrics.oldest_seconds.set(self._oldest(now))
+        metrics.partition_oldest_seconds.labels(partition=PARTITION).set(self._oldest(now))
+        metrics.retrying_seconds.set(self._faults.longest(now, self._stores()))
+        metrics.unannounced_seconds.set(self._announcer.overdue(now))
         metrics.open_arrays.set(self._handles.open_count)
         for kind, nbytes in self.budget.held.items():
             metrics.held_bytes.labels(kind=kind).set(nbytes)

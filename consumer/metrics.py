@@ -1,5 +1,8 @@
 """Every metric of the consumer, on a registry of its own. Labels come from closed sets."""
 
+import math
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from consumer.blocks import Reason, Write
@@ -7,13 +10,21 @@ from consumer.budget import KINDS
 from consumer.errors import ParkError
 
 PREFIX = "tiles"
+# Of the one queue that there is.
+PARTITION = "00"
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 
 class Metrics:
-    """The metrics; built once and passed in."""
+    """The metrics; built once and passed in.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    partitions : sequence of str
+        The values of the label `partition`.
+    """
+
+    def __init__(self, partitions: Sequence[str] = (PARTITION,)) -> None:
         self.registry = CollectorRegistry()
         self.deliveries = self._counter("deliveries", "Deliveries received.")
         self.redeliveries = self._counter(
@@ -57,9 +68,7 @@ class Metrics:
         self.writing = self._gauge("writes_in_flight", "Block writes under way.")
         self.held_bytes = self._gauge("held_bytes", "Bytes held; scratch is on disk.", "kind")
         self.unacknowledged = self._gauge("unacknowledged", "Deliveries held.")
-        self.oldest_seconds = self._gauge(
-            "oldest_unacknowledged_age_seconds", "Age of the oldest delivery held."
-        )
+        self._add_partitions(partitions)
         self.open_arrays = self._gauge("open_arrays", "Array handles open.")
         self.store_opens = self._counter("store_opens", "Stores opened.")
         self.array_opens = self._counter("array_opens", "Arrays opened or created.")
@@ -71,7 +80,8 @@ class Metrics:
             "resubscribed", "New subscriptions since messages waited and none came."
         )
         self.subscribed = self._gauge("subscribed", "1 while subscribed to the queue.")
-        self.root_writable = self._gauge("root_writable", "1 while the probe write succeeds.")
+        self._add_faults()
+        self._add_limits()
         self._stitched = self._encoded = 0
         self._show_every_label()
 
@@ -87,6 +97,57 @@ class Metrics:
         self._stitched += stitched
         self._encoded += encoded
         self.amplification.set(self._encoded / self._stitched)
+
+    def _add_partitions(self, partitions: Sequence[str]) -> None:
+        self.partition_waiting = self._gauge(
+            "partition_waiting_messages",
+            "Messages that wait in the queue, as the broker last said; NaN: unknown.",
+            "partition",
+        )
+        self.partition_last_delivery = self._gauge(
+            "partition_last_delivery_timestamp_seconds",
+            "When a delivery last came; 0: none yet.",
+            "partition",
+        )
+        self.partition_oldest_seconds = self._gauge(
+            "partition_oldest_unacknowledged_seconds",
+            "Age of the oldest delivery held.",
+            "partition",
+        )
+        for partition in partitions:
+            self.partition_waiting.labels(partition=partition).set(math.nan)
+            self.partition_last_delivery.labels(partition=partition)
+            self.partition_oldest_seconds.labels(partition=partition)
+
+    def _add_faults(self) -> None:
+        self.fenced = self._counter(
+            "stores_fenced", "Times that another consumer had taken a store from this one."
+        )
+        self.retrying_seconds = self._gauge(
+            "retrying_seconds",
+            "For how long the store that failed first has been tried again; 0: none fails.",
+        )
+        self.writer_seconds = self._gauge(
+            "writer_oldest_request_seconds",
+            "Age of the oldest request that the writer process has not answered.",
+        )
+        self.unannounced_seconds = self._gauge(
+            "unannounced_completion_seconds",
+            "For how long an array has been complete without an announcement; 0: none.",
+        )
+        self.root_writable = self._gauge("root_writable", "1 while the probe write succeeds.")
+        self.root_free = self._gauge(
+            "root_free_bytes", "Bytes free below the output root, as the last probe found."
+        )
+        self.root_size = self._gauge(
+            "root_size_bytes", "Bytes of the output root's file system, as the last probe found."
+        )
+
+    def _add_limits(self) -> None:
+        self.max_age = self._gauge("max_age_seconds", "The setting TILES_MAX_AGE_S.")
+        self.memory_budget = self._gauge(
+            "memory_budget_bytes", "The setting TILES_MEMORY_BUDGET_BYTES."
+        )
 
     def _show_every_label(self) -> None:
         """Start each labelled series at zero, so that a first increase is seen."""

@@ -192,6 +192,14 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What the root's file system has, in bytes, and how much of it this user may still fill."""
+
+    size: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
 class BeginLone:
     """Note durably that the first of some messages are handled alone; see `consumer.journal`."""
 

@@ -24,6 +24,7 @@ from consumer.findings import Finding
 from consumer.flow import Flow
 from consumer.health import Health, serve
 from consumer.metrics import Metrics
+from consumer.requests import Room
 from consumer.scratch import Scratch
 from consumer.settings import ENV_PREFIX, Settings
 from consumer.storage import Storage
@@ -44,6 +45,8 @@ class Service:
         self._settings = settings
         self._loop = Loop()
         self._metrics = Metrics()
+        self._metrics.max_age.set(settings.max_age_s)
+        self._metrics.memory_budget.set(settings.memory_budget_bytes)
         self._health = Health(clock=time.monotonic, looped=time.monotonic())
         arena = Arena(_ARENA_FACTOR * settings.memory_budget_bytes)
         self._storage = Storage(settings, arena, self._post, self._stop)
@@ -99,6 +102,7 @@ class Service:
         self._health.root_writable = self._storage.root_writable
         self._metrics.subscribed.set(self._health.subscribed)
         self._metrics.root_writable.set(self._health.root_writable)
+        self._metrics.writer_seconds.set(self._storage.oldest_s)
         if self._signalled and not self._health.draining:
             self._drain()
         self._flow.tick()
@@ -141,8 +145,11 @@ class Service:
         if not self._health.draining:
             self._broker.start(self._flow)
 
-    def _on_probe(self, _result: None, error: ConsumerError | None) -> None:
+    def _on_probe(self, room: Room | None, error: ConsumerError | None) -> None:
         self._probing = False
+        if room is not None:
+            self._metrics.root_size.set(room.size)
+            self._metrics.root_free.set(room.free)
         if (error is None) != self._storage.root_writable:
             log.log(
                 logging.INFO if error is None else logging.ERROR,

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -43,6 +44,7 @@ from consumer.requests import (
     Probe,
     Remark,
     Request,
+    Room,
     Setup,
     WriteBlock,
     Written,
@@ -78,7 +80,7 @@ class Storage:
         self._post = post
         self._stop = stop
         self._numbers = itertools.count()
-        self._waiting: dict[int, Done[Any]] = {}
+        self._waiting: dict[int, tuple[float, Done[Any]]] = {}
         self._closed = False
         self.root_writable = True
         self._socket, self._process = _start(arena)
@@ -98,6 +100,12 @@ class Storage:
     def idle(self) -> bool:
         """Whether every result has come back and been passed on."""
         return not self._waiting
+
+    @property
+    def oldest_s(self) -> float:
+        """Age of the oldest request that is not answered, in seconds; 0 where all are."""
+        asked, _done = next(iter(self._waiting.values()), (None, None))
+        return 0.0 if asked is None else time.monotonic() - asked
 
     def open(
         self, outline: Outline, max_block_bytes: int, done: Done[Opened], *, renew: bool = False
@@ -146,8 +154,8 @@ class Storage:
         """See whether the root can be used, and what there is to warn of; see `Examine`."""
         self._ask(Examine(accepted), done)
 
-    def probe(self, done: Done[None]) -> None:
-        """Try whether the root can be written."""
+    def probe(self, done: Done[Room]) -> None:
+        """Try whether the root can be written, and how much."""
         self._ask(Probe(), done)
 
     def begin_lone(self, fingerprints: Sequence[str], done: Done[Begun]) -> None:
@@ -176,7 +184,7 @@ class Storage:
         if self._closed:
             return
         number = next(self._numbers)
-        self._waiting[number] = done
+        self._waiting[number] = time.monotonic(), done
         self._send((number, request))
 
     def _send(self, what: object) -> None:
@@ -194,7 +202,8 @@ class Storage:
             self._post(self._lost)
 
     def _take(self, answer: Answer) -> None:
-        self._waiting.pop(answer.number)(answer.result, answer.error)
+        _asked, done = self._waiting.pop(answer.number)
+        done(answer.result, answer.error)
 
     def _lost(self) -> None:
         if self._closed:

@@ -15,6 +15,7 @@ the broker. Where another consumer has taken it, all that was open of it is forg
 import gc
 import mmap
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -49,6 +50,7 @@ from consumer.requests import (
     Probe,
     Remark,
     Request,
+    Room,
     Setup,
     WriteBlock,
     Written,
@@ -346,12 +348,13 @@ class Writer:
             each.done(written and replace(written, ledger_bytes=ledger_bytes), failure)
 
 
-def _look(root: Path, request: Examine | Probe) -> Sequence[Finding] | None:
+def _look(root: Path, request: Examine | Probe) -> Sequence[Finding] | Room:
     """See whether the root can be used, or written."""
     if isinstance(request, Examine):
         return check(root, request.accepted)
     probe(root)
-    return None
+    usage = shutil.disk_usage(root)
+    return Room(usage.total, usage.free)
 
 
 def _fenced(store: str) -> Fenced:

@@ -1,5 +1,6 @@
 """The writer process: what it is asked, what it answers, and what becomes of it."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from consumer.errors import (
 from consumer.message import Outline
 from consumer.settings import Settings
 from consumer.storage import Storage
+from harness import wait_until
 
 KEY = ArrayKey("p/s.zarr", "a")
 BLOCK = 8
@@ -220,6 +222,24 @@ def test_a_stopped_writer_keeps_nobody_waiting(bench: Bench) -> None:
         finally:
             bench.writer.resume()
     bench.turn_until(lambda: len(answers) == 2000)
+
+
+def test_the_age_of_the_oldest_request_grows_while_the_writer_is_stopped(bench: Bench) -> None:
+    assert bench.storage.oldest_s == 0
+    bench.writer.suspend()
+    answers: list[Any] = []
+    bench.storage.probe(lambda *answer: answers.append(answer))
+    wait_until(lambda: bench.storage.oldest_s > 0.2, "an age")
+    bench.writer.resume()
+    bench.turn_until(lambda: bool(answers))
+    assert bench.storage.oldest_s == 0
+
+
+def test_the_probe_says_how_much_room_there_is(bench: Bench, tmp_path: Path) -> None:
+    room, error = bench.ask(bench.storage.probe)
+    assert error is None
+    assert room.size == shutil.disk_usage(tmp_path).total
+    assert 0 <= room.free <= room.size
 
 
 _OWNER = """
