@@ -172,6 +172,15 @@ def test_the_guide_makes_the_secrets_that_production_does_not_hold(production: R
         assert re.search(rf"--from-\w+={re.escape(key)}=", guide), key
 
 
+def test_what_the_guide_names_is_there(both: dict[str, Rendered]) -> None:
+    guide = (REPOSITORY / "deploy" / "README.md").read_text()
+    there = {(m["kind"].lower(), m["metadata"]["name"]) for o in both.values() for m in o.manifests}
+    short = {"pvc": "persistentvolumeclaim", "pv": "persistentvolume"}
+    named = re.findall(r"\b(statefulset|cronjob|pvc|pv|scaledobject)[/ ]([a-z][a-z-]+)", guide)
+    assert len(named) > 5
+    assert {(short.get(kind, kind), name) for kind, name in named} - there == set()
+
+
 def test_everything_lies_in_the_overlays_namespace(overlay: Rendered) -> None:
     (namespace,) = overlay.all("Namespace")
     outside = ("Namespace", "PersistentVolume")
