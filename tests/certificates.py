@@ -16,7 +16,7 @@ class Certificates:
         self.authority, key = self._pair("authority")
         self._openssl(
             f"req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {self.authority} -days 2 "
-            "-subj /CN=authority"
+            "-subj /CN=authority -addext keyUsage=critical,keyCertSign,cRLSign"
         )
         self.server = self._signed("server", f"subjectAltName={names}")
         self.client = self._signed("client", "extendedKeyUsage=clientAuth")
@@ -27,7 +27,8 @@ class Certificates:
     def _signed(self, name: str, extension: str) -> tuple[Path, Path]:
         certificate, key = self._pair(name)
         request, extensions = self._folder / f"{name}.csr", self._folder / f"{name}.ext"
-        extensions.write_text(extension)
+        # Without these Python 3.13 refuses it, RFC 5280, 4.2.1.
+        extensions.write_text(f"{extension}\nauthorityKeyIdentifier=keyid\n")
         self._openssl(f"req -newkey rsa:2048 -nodes -keyout {key} -out {request} -subj /CN={name}")
         self._openssl(
             f"x509 -req -in {request} -CA {self.authority} -CAkey {self._pair('authority')[1]} "

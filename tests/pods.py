@@ -14,7 +14,7 @@ from typing import Self
 
 from consumer.testing import free_port
 from dockerfile import Image, container_command
-from harness import ConsumerProcess
+from harness import ConsumerProcess, wait_until
 from manifests import NAME, Manifest, Rendered
 from sandbox import Mount, Sandbox
 
@@ -96,6 +96,10 @@ class Pod(ConsumerProcess):
         if ready:
             self.wait_ready()
         return self
+
+    def wait_ready(self) -> None:
+        """Return once the readiness probe passes."""
+        wait_until(lambda: self.status("/readyz") == 200, lambda: f"ready:\n{self.tail()}", 120.0)
 
     def stop(self, timeout_s: float = 120.0) -> int:
         """Send the image's stop signal; return the exit code."""
