@@ -2,7 +2,7 @@
 
 Closed: a field that is not listed here is refused, so what the manifests begin to use is added.
 KEDA: "ScaledObject specification", "RabbitMQ Queue" and "Authentication" of keda.sh/docs;
-Prometheus operator: "PodMonitor" of its API reference.
+Prometheus operator: "PodMonitor" and "PrometheusRule" of its API reference.
 """
 
 from collections.abc import Mapping
@@ -102,6 +102,17 @@ _POD_MONITOR = _closed(
     podTargetLabels=_list(_STRING),
     namespaceSelector=_closed({}, any={"type": "boolean"}, matchNames=_list(_STRING)),
 )
+_RULE = _closed(
+    {"expr": _STRING},
+    alert=_STRING,
+    record=_STRING,
+    keep_firing_for=_DURATION,
+    labels=_LABELS,
+    annotations=_LABELS,
+    **{"for": _DURATION},
+)
+_GROUP = _closed({"name": _STRING, "rules": _list(_RULE, minItems=1)}, interval=_DURATION)
+_PROMETHEUS_RULE = _closed({"groups": _list(_GROUP, minItems=1)})
 
 _KEDA = "keda.sh/v1alpha1"
 _PROMETHEUS = "monitoring.coreos.com/v1"
@@ -109,4 +120,5 @@ SCHEMAS: dict[tuple[str, str], Schema] = {
     (_KEDA, "ScaledObject"): _resource(_KEDA, "ScaledObject", _SCALED_OBJECT),
     (_KEDA, "TriggerAuthentication"): _resource(_KEDA, "TriggerAuthentication", _AUTHENTICATION),
     (_PROMETHEUS, "PodMonitor"): _resource(_PROMETHEUS, "PodMonitor", _POD_MONITOR),
+    (_PROMETHEUS, "PrometheusRule"): _resource(_PROMETHEUS, "PrometheusRule", _PROMETHEUS_RULE),
 }

@@ -143,6 +143,19 @@ def test_the_validator_refuses(
     assert faults([manifest], VERSIONS[-1], tmp_path) != []
 
 
+def test_rules_that_are_added_to_an_overlay_are_validated(tmp_path: Path) -> None:
+    rule = {"alert": "TilesAbsent", "expr": "absent(tiles_subscribed)", "for": "5m"}
+    manifest = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "tiles"},
+        "spec": {"groups": [{"name": "tiles", "rules": [rule]}]},
+    }
+    assert faults([manifest], VERSIONS[-1], tmp_path) == []
+    del rule["expr"]
+    assert faults([manifest], VERSIONS[-1], tmp_path) != []
+
+
 # --- Whole: what is named is there
 
 
