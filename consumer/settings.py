@@ -54,7 +54,9 @@ class Access(Endpoint, BaseSettings):
 
     config_file: Path | None = Field(None, description="TOML file with any of these settings.")
     secrets_folder: Path | None = Field(
-        None, description="Folder with one file for each secret, named like tiles_password."
+        None,
+        description="Folder with one file for each secret, named like tiles_password; read at "
+        "start only, unlike password_file.",
     )
 
     @classmethod

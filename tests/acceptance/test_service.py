@@ -13,6 +13,7 @@ from typing import Any
 import pika
 import pytest
 
+from certificates import Certificates
 from conftest import MakeConsumer
 from consumer.message import Encoded
 from consumer.settings import Settings
@@ -363,38 +364,6 @@ def test_log_lines_can_be_text(make_consumer: MakeConsumer) -> None:
 # -- connecting ---------------------------------------------------------------------------------
 
 USER, PASSWORD, VIRTUAL_HOST = "stitcher", "open sesame", "prediction"
-
-
-class Certificates:
-    """A certificate authority, and what it has signed."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        self._folder = folder
-        self.authority, key = self._pair("authority")
-        self._openssl(
-            f"req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {self.authority} -days 2 "
-            "-subj /CN=authority"
-        )
-        self.server = self._signed("server", "subjectAltName=IP:127.0.0.1,DNS:localhost")
-        self.client = self._signed("client", "extendedKeyUsage=clientAuth")
-
-    def _pair(self, name: str) -> tuple[Path, Path]:
-        return self._folder / f"{name}.pem", self._folder / f"{name}-key.pem"
-
-    def _signed(self, name: str, extension: str) -> tuple[Path, Path]:
-        certificate, key = self._pair(name)
-        request, extensions = self._folder / f"{name}.csr", self._folder / f"{name}.ext"
-        extensions.write_text(extension)
-        self._openssl(f"req -newkey rsa:2048 -nodes -keyout {key} -out {request} -subj /CN={name}")
-        self._openssl(
-            f"x509 -req -in {request} -CA {self.authority} -CAkey {self._pair('authority')[1]} "
-            f"-CAcreateserial -out {certificate} -days 2 -extfile {extensions}"
-        )
-        return certificate, key
-
-    def _openssl(self, arguments: str) -> None:
-        subprocess.run(["openssl", *arguments.split()], check=True, capture_output=True)
 
 
 class Secured:
