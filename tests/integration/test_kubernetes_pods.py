@@ -300,7 +300,7 @@ def test_a_wrong_password_never_gets_ready(
     pod.give_secret(production.secret | {"password": "no, word"})
     try:
         pod.start(ready=False)
-        wait_until(lambda: "refused" in pod.tail(), lambda: f"a refusal:\n{pod.tail()}")
+        wait_until(lambda: "ACCESS_REFUSED" in pod.tail(), lambda: f"a refusal:\n{pod.tail()}")
         assert (pod.status("/livez"), pod.status("/readyz")) == (200, 503)
     finally:
         pod.__exit__(None, None, None)
