@@ -5,6 +5,7 @@ needs is argued in `consumer.commit`. From one machine cannot be tried whether a
 same at the same time, so for network file systems the kind and its mount options count.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from consumer.errors import StorageFault, UnsafePath, UnusableRoot
-from consumer.files import refuse_links, sync_folder, write_file
+from consumer.files import listed, refuse_links, sync_folder, write_file
 from consumer.findings import Finding, Verdict
 from consumer.keys import STATE_FOLDER, TRIALS_FOLDER
 from consumer.trials import sweep, workspace
@@ -306,12 +307,18 @@ def _synced(folder: Path, _root: Path) -> None:
 def _moved_out(folder: Path, root: Path) -> None:
     source, target = folder / "file", root / f"{STATE_FOLDER}-{folder.parent.name}"
     _make(source)
-    names = filter(_MOVED_OUT.fullmatch, os.listdir(root))  # noqa: PTH208 - names are looked for
-    sweep((root / name for name in names if not (root / name).is_dir()), source)
+    _sweep_moved_out(root, source)
     try:
         os.rename(source, target)  # noqa: PTH104 - as the commit does
     finally:
         target.unlink(missing_ok=True)
+
+
+def _sweep_moved_out(root: Path, beside: Path) -> None:
+    # The right to list the root is nothing that the fence needs.
+    with contextlib.suppress(OSError):
+        paths = [root / name for name in listed(root) if _MOVED_OUT.fullmatch(name)]
+        sweep((path for path in paths if not path.is_dir()), beside)
 
 
 def _names_differ(folder: Path, _root: Path) -> None:

@@ -1,5 +1,6 @@
 """What is tried out at the output root, and what a kill leaves of it."""
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import pytest
 
 from consumer.errors import UnsafePath
 from consumer.filesystem import examine, examine_clock
+from consumer.findings import Verdict
 from consumer.keys import TRIALS_FOLDER, check_store_key
 from consumer.trials import probe, workspace
 
@@ -69,6 +71,20 @@ def test_a_trial_leaves_others_alone_that_are_under_way(
     left = left_by_a_kill(tmp_path, 1)
     tried(tmp_path)
     assert [path.exists() for path in left] == [True, True]
+
+
+def test_a_root_that_may_not_be_listed_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listdir = os.listdir
+
+    def refused(path: Path) -> list[str]:
+        if path == tmp_path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refused)
+    assert {found.verdict for found in examine(tmp_path, None)} <= {Verdict.OK, Verdict.WARNING}
 
 
 @pytest.mark.parametrize("name", [".tiles-0123456789abcdef", ".tiles/check.zarr", "probe.zarr"])
