@@ -204,13 +204,7 @@ class Sender:
 
     def _on_blocked(self, _connection: Any, frame: Any) -> None:
         self._blocked = True
-        reason = frame.method.reason or "no reason given"
-        self._window.report(
-            BrokerBlocked(
-                f"RabbitMQ at {_hosts(self._endpoint)} takes nothing from publishers: {reason}; "
-                "free memory or disk there, or wait longer"
-            )
-        )
+        self._window.report(blocked(self._endpoint, frame.method.reason or "no reason given"))
 
     def _on_unblocked(self, _connection: Any, _frame: Any) -> None:
         self._blocked = False
@@ -367,7 +361,13 @@ def _why_channel_closed(
             f"user {endpoint.username!r} may not publish to exchange {exchange!r}; give it write "
             f"permission ({reason.reply_text})"
         )
-    return Unconfirmed(f"RabbitMQ closed the channel: {reason.reply_code} {reason.reply_text}")
+    told = f"RabbitMQ closed the channel: {reason.reply_code} {reason.reply_text}"
+    if "larger than" in reason.reply_text:
+        told += (
+            "; give a max_message_bytes that is no more than RabbitMQ's max_message_size to a new "
+            "publisher, and publish what is not confirmed once more"
+        )
+    return Unconfirmed(told)
 
 
 def no_queue(endpoint: Endpoint, store: str) -> Unroutable:
@@ -375,6 +375,14 @@ def no_queue(endpoint: Endpoint, store: str) -> Unroutable:
     return Unroutable(
         f"no queue takes store key {store!r} from exchange {endpoint.topology_prefix!r}; start the "
         "consumer, which declares it, or bind the queue"
+    )
+
+
+def blocked(endpoint: Endpoint, reason: str) -> BrokerBlocked:
+    """Return what to tell of a broker that takes nothing."""
+    return BrokerBlocked(
+        f"RabbitMQ at {_hosts(endpoint)} takes nothing from publishers: {reason}; free memory or "
+        "disk there, or wait longer"
     )
 
 
