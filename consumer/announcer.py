@@ -101,7 +101,11 @@ class Announcer:
 
     def written(self, array: ArrayKey, voxels: int, filled: int) -> None:
         """Take note of how many of an array's voxels are filled."""
-        self._progress.setdefault(array, _Progress(voxels)).filled = filled
+        progress = self._progress.setdefault(array, _Progress(voxels))
+        progress.filled = filled
+        if filled == voxels:
+            # Who fills it once more does not hear of its completion again.
+            progress.told = 0
 
     def tick(self, now: float, bound: Callable[[ArrayKey], tuple[str | None, str | None]]) -> None:
         """Announce progress where it is time to.

@@ -16,12 +16,13 @@ import numpy.typing as npt
 from consumer import tensors
 from consumer.casting import cast
 from consumer.contract import MAX_TILES, TileEntry, TilesEntry, build
-from consumer.errors import InvalidMessage, TooLarge
-from consumer.message import Encoded, assemble, check
+from consumer.errors import InvalidMessage, TooLarge, UnsafeCast
+from consumer.message import Encoded, assemble, check, check_kinds
 
 # The JSON of one tile and its tensor, and what else a document holds beside the array's JSON.
 _PLACE_BYTES = 512
 _DOCUMENT_BYTES = 1024
+_DEFAULT = np.dtype("float32")
 # 1 MiB of header is what consumers read.
 _MOST_TILES = min(MAX_TILES, 1024)
 
@@ -122,16 +123,31 @@ def _tensor(entry: TilesEntry, tensor: npt.NDArray[Any], *, to_dtype: bool) -> n
     if 0 in tensor.shape:
         raise InvalidMessage(f"tile 0: the tensor of shape {list(tensor.shape)} has no voxels")
     if not to_dtype:
+        if entry.dtype is None:
+            _check_default(tensor.dtype)
         return tensor
     if entry.dtype is None:
         raise InvalidMessage("cast needs to know the array's dtype; give it with axes and shape")
     values, clipped = cast(tensor, np.dtype(entry.dtype))
     if clipped:
+        # Producers show what they log in forms of their own, without what `extra` holds.
         log.warning(
-            "values were clipped",
-            extra={"store": entry.store, "array": entry.array, "voxels": clipped},
+            "values of %s/%s were clipped to %s: %d",
+            entry.store,
+            entry.array,
+            entry.dtype,
+            clipped,
         )
     return values
+
+
+def _check_default(dtype: np.dtype[Any]) -> None:
+    """Refuse what would be parked if the array is yet to be made, where nobody hears of it."""
+    try:
+        check_kinds([dtype], _DEFAULT)
+    except UnsafeCast as error:
+        told = f"{error}, or give the array's dtype, which is {_DEFAULT} by default"
+        raise UnsafeCast(told) from None
 
 
 def _crop(tile: TileEntry, tensor: npt.NDArray[Any] | None) -> Part:

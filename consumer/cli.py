@@ -41,6 +41,8 @@ examples:
 """
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+# As a shell says of what SIGINT ended.
+EXIT_CTRL_C = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if given[0] not in COMMANDS:
         return _refuse(f"there is no command {given[0]!r}; see consumer --help")
-    return _run(given[0], given[1:])
+    try:
+        return _run(given[0], given[1:])
+    except KeyboardInterrupt as error:
+        return _refuse("; ".join(["interrupted", *getattr(error, "__notes__", ())]), EXIT_CTRL_C)
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:

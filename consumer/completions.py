@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from consumer.errors import NotCompleted
-from consumer.events import ArrayCompleted, events_exchange
+from consumer.events import ArrayCompleted, ArrayEvent, ArrayProgress, events_exchange
 
 # The queue outlives a lost connection, and goes when nobody came back for so long.
 _EXPIRES_MS = 30 * 60 * 1000
@@ -63,10 +63,17 @@ class Completions:
             if waiting:
                 waiting.pop()()
 
+        def subscribed() -> None:
+            with self._changed:
+                self._trouble = None
+            finish()
+
         def opened(channel: Any) -> None:
             self._channel = channel
             channel.add_on_close_callback(lambda _channel, why: self._closed(why, finish))
-            _in_turn(self._steps(channel), finish)
+            # The queue is gone, or its node: begin anew.
+            channel.add_on_cancel_callback(lambda _frame: connection.close())
+            _in_turn(self._steps(channel), subscribed)
 
         connection.channel(on_open_callback=opened)
 
@@ -76,12 +83,13 @@ class Completions:
             self._channel.queue_delete(self._queue)
 
     def _steps(self, channel: Any) -> list[Callable[..., Any]]:
-        queue, key = self._queue, f"{ArrayCompleted.event}.#"
+        queue, exchange = self._queue, self._exchange
         expires = {"x-expires": _EXPIRES_MS}
         return [
             partial(channel.queue_declare, queue, durable=True, arguments=expires),
-            partial(channel.queue_bind, queue, self._exchange, key),
-            partial(channel.basic_consume, queue, self._on_event, auto_ack=True),
+            partial(channel.queue_bind, queue, exchange, f"{ArrayCompleted.event}.#"),
+            partial(channel.queue_bind, queue, exchange, f"{ArrayProgress.event}.#"),
+            partial(channel.basic_consume, queue, self._on_event),
         ]
 
     def _closed(self, why: Exception, finish: Callable[[], None]) -> None:
@@ -96,15 +104,17 @@ class Completions:
             self._changed.notify_all()
         finish()
 
-    def _on_event(self, _channel: Any, _method: Any, _properties: Any, body: bytes) -> None:
+    def _on_event(self, channel: Any, method: Any, _properties: Any, body: bytes) -> None:
         try:
-            event = ArrayCompleted.model_validate_json(body)
+            event = _complete(method.routing_key, body)
         except ValidationError as error:
-            log.warning("an event cannot be understood", extra={"error": str(error)})
-            return
-        with self._changed:
-            self._open.discard((event.store, event.array, event.run))
-            self._changed.notify_all()
+            log.warning("an event cannot be understood: %s", error)
+            event = None
+        if event is not None:
+            with self._changed:
+                self._open.discard((event.store, event.array, event.run))
+                self._changed.notify_all()
+        channel.basic_ack(method.delivery_tag)
 
     def _late(self, timeout_s: float) -> NotCompleted:
         arrays = sorted(f"{store}/{array}" for store, array, _ in self._open)
@@ -113,6 +123,18 @@ class Completions:
             f"not complete after {timeout_s:g} s: {', '.join(arrays[:_SHOWN])}{more}; are all "
             "tiles published, and does a consumer run?"
         )
+
+
+def _complete(routing_key: str, body: bytes) -> ArrayEvent | None:
+    """Return the event where its array is complete.
+
+    What was announced as complete before is not again when it is filled once more, but its progress
+    is told.
+    """
+    if routing_key.startswith(f"{ArrayCompleted.event}."):
+        return ArrayCompleted.model_validate_json(body)
+    progress = ArrayProgress.model_validate_json(body)
+    return progress if progress.filled_voxels == progress.total_voxels else None
 
 
 def _in_turn(steps: list[Callable[..., Any]], done: Callable[[], None]) -> None:

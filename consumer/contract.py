@@ -323,8 +323,12 @@ def build(fields: Mapping[str, Any]) -> TilesEntry:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     if isinstance(value, np.dtype):
         return value.name
+    if isinstance(value, type) and issubclass(value, np.generic):
+        return np.dtype(value).name
     raise TypeError(f"{value!r} is a {type(value).__name__}")
 
 

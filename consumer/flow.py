@@ -207,9 +207,9 @@ class Flow:
             self._at_work = now
         elif now - self._at_work > self._settings.idle_s:
             self.assembler.release_spare()
+        self._announcer.tick(now, self._bound)
         for handle in self._handles.surplus(self._uses):
             self._drop(handle)
-        self._announcer.tick(now, self._bound)
         self.advance()
         self._measure(now)
 

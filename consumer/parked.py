@@ -19,6 +19,7 @@ import pika
 from pika.exceptions import (
     AMQPError,
     ChannelClosedByBroker,
+    ConnectionBlockedTimeout,
     NackError,
     UnroutableError,
 )
@@ -28,10 +29,12 @@ from consumer.endpoint import Endpoint
 from consumer.errors import AccessRefused, ParkError, PublishError, Unroutable
 from consumer.message import MAX_MESSAGE_BYTES, metadata
 from consumer.parking import HEADER_PREFIX
-from consumer.sender import no_queue, queue_full, why_not_connected
+from consumer.sender import blocked, no_queue, queue_full, why_not_connected
 
 # What the broker adds when it moves or delivers a message by itself.
 _BROKERS_OWN = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-")
+# So long a broker that is short of memory or disk is waited for.
+_BLOCKED_S = 60
 # As much as a consumer may be set to take.
 _MOST_BYTES = 32 * MAX_MESSAGE_BYTES
 
@@ -136,6 +139,8 @@ class ParkingQueue:
 
     def __enter__(self) -> Self:
         configs = [parameters(self._endpoint, h, "parked") for h in self._endpoint.hosts]
+        for config in configs:
+            config.blocked_connection_timeout = _BLOCKED_S
         try:
             self._connection = pika.BlockingConnection(configs)
         except (AMQPError, OSError) as error:
@@ -194,15 +199,15 @@ class ParkingQueue:
             self._channel.basic_ack(message.tag)
 
     def _taken(self) -> Iterator[ParkedMessage]:
-        # How many there are comes with the first: a passive declaration says 0 also where the
-        # queue's leader does not answer (rabbit_quorum_queue, stat).
-        left: int | None = None
-        while left is None or left > 0:
+        # How many there are is asked of the message that comes first: declaring a quorum queue
+        # passively counts 0 while its leader does not answer.
+        left = None
+        while left != 0:
             with self._translated():
                 method, properties, body = self._channel.basic_get(self._name)
             if method is None:
                 return
-            left = method.message_count if left is None else left - 1
+            left = int(method.message_count) if left is None else left - 1
             yield ParkedMessage(method.delivery_tag, _text(method.routing_key), properties, body)
 
     @contextlib.contextmanager
@@ -215,6 +220,8 @@ class ParkingQueue:
             raise queue_full(self._endpoint, store) from None
         except ChannelClosedByBroker as error:
             raise self._refused(error) from None
+        except ConnectionBlockedTimeout:
+            raise blocked(self._endpoint, f"blocked for {_BLOCKED_S} s") from None
         except AMQPError as error:
             raise why_not_connected(self._endpoint, cause_of(error)) from None
 

@@ -17,13 +17,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from consumer.batches import Batch, Batches, Prepared, prepare
 from consumer.completions import Completions
 from consumer.connection import check_credentials
-from consumer.contract import Scalar
-from consumer.endpoint import Endpoint, endpoint
-from consumer.errors import PublishError, Unconfirmed
+from consumer.contract import Scalar, reason_of
+from consumer.endpoint import Endpoint, Seconds, endpoint
+from consumer.errors import PublishError, Unconfirmed, UnusableSettings
 from consumer.message import MAX_MESSAGE_BYTES
 from consumer.sender import Outgoing, Sender
 from consumer.window import Window
@@ -33,6 +34,20 @@ BATCH_BYTES = 256 << 10
 # Messages that stand ready while so much is unconfirmed: RabbitMQ confirms many at a time.
 _READY_SHARE = 2
 _RECONNECT_MAX_S = 5.0
+
+
+class _Limits(BaseModel):
+    """What `TilePublisher` is given, less the endpoint."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    timeout_s: Seconds
+    window_bytes: int = Field(ge=1)
+    batch_bytes: int = Field(ge=0)
+    linger_s: float = Field(ge=0, le=7 * 86400)
+    max_message_bytes: int = Field(ge=1)
+    # AMQP's short string, with room for what the connection is called.
+    app_id: str = Field(max_length=200, pattern="^[ -~]+$")
 
 
 @dataclass(slots=True)
@@ -109,18 +124,24 @@ class TilePublisher:
         app_id: str | None = None,
         **access: Any,
     ) -> None:
-        if isinstance(broker, str):
-            broker = endpoint(broker, **{"reconnect_max_s": _RECONNECT_MAX_S, **access})
-        self._endpoint = broker
+        self._endpoint = _endpoint(broker, access)
         check_credentials(self._endpoint)
-        self._timeout_s = timeout_s
-        self._window_bytes = window_bytes
-        self._batch_bytes = batch_bytes
-        self._linger_s = linger_s
-        self._max_bytes = max_message_bytes
+        limits = _limits(
+            timeout_s=timeout_s,
+            window_bytes=window_bytes,
+            batch_bytes=batch_bytes,
+            linger_s=linger_s,
+            max_message_bytes=max_message_bytes,
+            app_id=app_id or socket.gethostname(),
+        )
+        self._timeout_s = limits.timeout_s
+        self._window_bytes = limits.window_bytes
+        self._batch_bytes = limits.batch_bytes
+        self._linger_s = limits.linger_s
+        self._max_bytes = limits.max_message_bytes
         self._encoding = {"compress": compress, "checksum": checksum, "max_bytes": self._max_bytes}
         self._completions = completions
-        self._app_id = app_id or socket.gethostname()
+        self._app_id = limits.app_id
         self._states: dict[int, _State] = {}
 
     def publish(
@@ -209,12 +230,7 @@ class TilePublisher:
             Where nothing was confirmed for `timeout_s`, or waiting does not help. The tiles are
             kept: another `flush` waits for them again.
         """
-        state = self._state()
-        with state.lock:
-            batches = state.batches.close()
-        for batch in batches:
-            self._send(state, batch)
-        state.window.wait_empty(self._timeout_s if timeout_s is None else timeout_s)
+        self._flush(self._state(), self._timeout_s if timeout_s is None else timeout_s)
 
     def wait_completed(self, timeout_s: float) -> None:
         """Return once every array that was published to is complete: filled and durable.
@@ -242,12 +258,15 @@ class TilePublisher:
             Where tiles were not confirmed: they are lost with the publisher.
         """
         state = self._states.get(os.getpid())
-        if state is None or state.closed:
+        if state is None:
+            return
+        with state.lock:
+            closed, state.closed = state.closed, True
+        if closed:
             return
         try:
-            self.flush()
+            self._flush(state, self._timeout_s)
         finally:
-            state.closed = True
             atexit.unregister(self.close)
             if state.sender is not None:
                 state.sender.close()
@@ -276,17 +295,27 @@ class TilePublisher:
         if state.completions is not None:
             state.completions.expect(array["store"], array["array"], array.get("run"))
         with state.lock:
+            if state.closed:  # while there was no room
+                state.window.give_back(prepared.nbytes)
+                raise _closed()
             batches = state.batches.add(prepared)
             linger = bool(state.batches) and not state.lingering
             state.lingering = state.lingering or linger
         for batch in batches:
             self._send(state, batch)
         if linger:
-            sender.call_later(self._linger_s, lambda: self._send_open(state))
+            sender.call_later(self._linger_s, lambda: self._lingered(state))
+
+    def _flush(self, state: _State, timeout_s: float) -> None:
+        self._send_open(state)
+        state.window.wait_empty(timeout_s)
+
+    def _lingered(self, state: _State) -> None:
+        state.lingering = False
+        self._send_open(state)
 
     def _send_open(self, state: _State) -> None:
         with state.lock:
-            state.lingering = False
             batches = state.batches.close()
         for batch in batches:
             self._send(state, batch)
@@ -294,11 +323,16 @@ class TilePublisher:
     def _send(self, state: _State, batch: Batch) -> None:
         try:
             encoded = batch.encode(sent_ms=time.time_ns() // 1_000_000, **self._encoding)
-        except Exception as error:  # every tile was checked before; memory may have run out
-            state.window.confirm(batch.nbytes)
-            trouble = Unconfirmed(f"{len(batch.parts)} tiles cannot be encoded: {error!r}")
-            state.window.report(trouble, final=True)
-            return
+        except BaseException as error:
+            # Every tile was checked before: memory has run out, or Ctrl-C was pressed.
+            trouble = Unconfirmed(
+                f"{len(batch.parts)} tiles of {batch.array.store} are lost, since they could not "
+                f"be encoded ({error!r}); publish them again"
+            )
+            state.window.lose(batch.nbytes, trouble)
+            if isinstance(error, Exception):
+                return
+            raise
         encoded.properties.update(
             message_id=f"{state.id}-{next(state.numbers)}",
             app_id=self._app_id,
@@ -309,6 +343,8 @@ class TilePublisher:
     def _sender(self, state: _State) -> Sender:
         with state.lock:
             if state.sender is None:
+                if state.closed:
+                    raise _closed()
                 state.sender = Sender(
                     self._endpoint,
                     state.window,
@@ -326,7 +362,7 @@ class TilePublisher:
             # Atomic, whereas a lock might have been held by another thread when we were forked.
             state = self._states.setdefault(pid, self._new_state())
         if state.closed:
-            raise ValueError("this TilePublisher is closed; make a new one")
+            raise _closed()
         return state
 
     def _new_state(self) -> _State:
@@ -336,3 +372,26 @@ class TilePublisher:
             Batches(self._batch_bytes, self._max_bytes),
             Completions(prefix) if self._completions else None,
         )
+
+
+def _endpoint(broker: str | Endpoint, access: dict[str, Any]) -> Endpoint:
+    if isinstance(broker, str):
+        return endpoint(broker, **{"reconnect_max_s": _RECONNECT_MAX_S, **access})
+    if not isinstance(broker, Endpoint):
+        raise UnusableSettings(
+            f"broker: must be host[:port], an AMQP URL or an Endpoint (got {broker!r})"
+        )
+    if access:
+        raise UnusableSettings(f"{', '.join(access)}: already in the Endpoint; give it there")
+    return broker
+
+
+def _limits(**given: Any) -> _Limits:
+    try:
+        return _Limits.model_validate(given)
+    except ValidationError as error:
+        raise UnusableSettings(reason_of(error)) from None
+
+
+def _closed() -> ValueError:
+    return ValueError("this TilePublisher is closed; make a new one")

@@ -5,6 +5,7 @@ Messages come from any thread; everything else here runs on the I/O thread. What
 when a connection is lost, refused or returned is sent again: at least once.
 """
 
+import contextlib
 import logging
 import re
 import threading
@@ -71,6 +72,7 @@ class Sender:
         self._owner = owner
         self._most_bytes = most_bytes
         self._waiting: deque[Outgoing] = deque()
+        self._later: set[Callable[[], None]] = set()
         self._unconfirmed: OrderedDict[int, Outgoing] = OrderedDict()
         self._channel: Channel | None = None
         self._published = self._sent_bytes = 0
@@ -90,8 +92,15 @@ class Sender:
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call on the I/O thread after a while; from any thread."""
+
+        def call() -> None:
+            if call in self._later:
+                self._later.discard(call)
+                callback()
+
+        self._later.add(call)
         loop = self._loop
-        loop.add_callback_threadsafe(lambda: loop.call_later(seconds, callback))
+        loop.add_callback_threadsafe(lambda: loop.call_later(seconds, call))
 
     def close(self) -> None:
         """Close the connection and end the thread; from any other thread."""
@@ -101,7 +110,7 @@ class Sender:
 
     # -- the thread ---------------------------------------------------------------------------
 
-    def _connect(self) -> tuple[IOLoop, Connection]:
+    def _connect(self, wait_s: float = 0.0) -> tuple[IOLoop, Connection]:
         loop = IOLoop()
         connection = Connection(
             loop,
@@ -112,7 +121,7 @@ class Sender:
             lost=self._lost,
             failed=self._failed,
         )
-        loop.add_callback_threadsafe(connection.open)
+        loop.call_later(wait_s, connection.open)
         return loop, connection
 
     def _run(self) -> None:
@@ -121,14 +130,23 @@ class Sender:
                 self._loop.start()
             except Exception:  # whatever pika or a callback raised: start over with a new loop
                 log.exception("the publisher's connection failed; starting over")
-                self._lost()
-                self._woken = False
-                self._loop, self._connection = self._connect()
-                if self._closing:
-                    self._shut()
+                self._start_over()
             else:
                 self._loop.close()
                 return
+
+    def _start_over(self) -> None:
+        """Go on with a new loop and connection; what the old loop was to call is called by it."""
+        self._lost()
+        self._paused = False
+        _end(self._loop, self._connection)
+        self._loop, self._connection = self._connect(self._endpoint.reconnect_min_s)
+        # Only now: whoever woke the old loop in vain left a message that goes with the others.
+        self._woken = False
+        for call in tuple(self._later):
+            self._loop.add_callback_threadsafe(call)
+        if self._closing:
+            self._shut()
 
     def _shut(self) -> None:
         if self._completions is not None:
@@ -186,13 +204,7 @@ class Sender:
 
     def _on_blocked(self, _connection: Any, frame: Any) -> None:
         self._blocked = True
-        reason = frame.method.reason or "no reason given"
-        self._window.report(
-            BrokerBlocked(
-                f"RabbitMQ at {_hosts(self._endpoint)} takes nothing from publishers: {reason}; "
-                "free memory or disk there, or wait longer"
-            )
-        )
+        self._window.report(blocked(self._endpoint, frame.method.reason or "no reason given"))
 
     def _on_unblocked(self, _connection: Any, _frame: Any) -> None:
         self._blocked = False
@@ -284,6 +296,17 @@ class Sender:
         self._advance()
 
 
+def _end(loop: IOLoop, connection: Connection) -> None:
+    """Close the sockets of a loop that a defect ended, as far as that can be done."""
+    with contextlib.suppress(Exception):
+        connection.close()
+        connection.drop()
+        loop.call_later(0, loop.stop)
+        loop.start()
+    with contextlib.suppress(Exception):
+        loop.close()
+
+
 def _hosts(endpoint: Endpoint) -> str:
     return ",".join(endpoint.hosts)
 
@@ -338,7 +361,13 @@ def _why_channel_closed(
             f"user {endpoint.username!r} may not publish to exchange {exchange!r}; give it write "
             f"permission ({reason.reply_text})"
         )
-    return Unconfirmed(f"RabbitMQ closed the channel: {reason.reply_code} {reason.reply_text}")
+    told = f"RabbitMQ closed the channel: {reason.reply_code} {reason.reply_text}"
+    if "larger than" in reason.reply_text:
+        told += (
+            "; give a max_message_bytes that is no more than RabbitMQ's max_message_size to a new "
+            "publisher, and publish what is not confirmed once more"
+        )
+    return Unconfirmed(told)
 
 
 def no_queue(endpoint: Endpoint, store: str) -> Unroutable:
@@ -346,6 +375,14 @@ def no_queue(endpoint: Endpoint, store: str) -> Unroutable:
     return Unroutable(
         f"no queue takes store key {store!r} from exchange {endpoint.topology_prefix!r}; start the "
         "consumer, which declares it, or bind the queue"
+    )
+
+
+def blocked(endpoint: Endpoint, reason: str) -> BrokerBlocked:
+    """Return what to tell of a broker that takes nothing."""
+    return BrokerBlocked(
+        f"RabbitMQ at {_hosts(endpoint)} takes nothing from publishers: {reason}; free memory or "
+        "disk there, or wait longer"
     )
 
 

@@ -16,7 +16,8 @@ class Window:
 
     Trouble is *final* where waiting does not help: it is raised at once, and then forgotten, so
     that the next call waits for what became of the next attempt. Other trouble is raised once
-    nothing was confirmed for as long as the caller waits.
+    nothing was confirmed for as long as the caller waits. What is *lost* is raised by the next
+    call, whatever was confirmed before that.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -26,6 +27,7 @@ class Window:
         self._confirms = 0
         self._trouble: PublishError | None = None
         self._final = False
+        self._lost: PublishError | None = None
 
     @property
     def held_bytes(self) -> int:
@@ -55,6 +57,7 @@ class Window:
         """
         with self._changed:
             self._wait(lambda: not self._held, timeout_s)
+            self._raise_lost()
 
     def confirm(self, nbytes: int) -> None:
         """Give room back."""
@@ -62,6 +65,19 @@ class Window:
             self._held -= nbytes
             self._confirms += 1
             self._trouble, self._final = None, False
+            self._changed.notify_all()
+
+    def give_back(self, nbytes: int) -> None:
+        """Give room back that was taken for nothing."""
+        with self._changed:
+            self._held -= nbytes
+            self._changed.notify_all()
+
+    def lose(self, nbytes: int, trouble: PublishError) -> None:
+        """Give room back of what will never be confirmed, and say why."""
+        with self._changed:
+            self._held -= nbytes
+            self._lost = self._lost or trouble
             self._changed.notify_all()
 
     def report(self, trouble: PublishError, *, final: bool = False) -> None:
@@ -95,7 +111,13 @@ class Window:
             )
         return type(trouble)(str(trouble))
 
+    def _raise_lost(self) -> None:
+        if self._lost is not None:
+            lost, self._lost = self._lost, None
+            raise lost
+
     def _raise_final(self) -> None:
+        self._raise_lost()
         if self._final and self._trouble is not None:
             trouble, self._trouble, self._final = self._trouble, None, False
             raise trouble

@@ -41,7 +41,9 @@ def _show_rich(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
 
     table = Table()
     for name in columns:
-        table.add_column(name, overflow="fold", justify="right" if name == "bytes" else "left")
+        # An id is there to be copied.
+        justify: Any = "right" if name == "bytes" else "left"
+        table.add_column(name, overflow="fold", no_wrap=name == "id", justify=justify)
     for row in rows:
         table.add_row(*(escape(plain(row[name])) for name in columns))
     Console().print(table)

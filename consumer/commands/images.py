@@ -45,6 +45,8 @@ def open_image(path: str, axes: str | None) -> Image:
         raise UnusableSettings(
             f"axes {wanted!r} do not fit {path}, whose shape is {list(data.shape)}; give --axes"
         )
+    if 0 in data.shape:
+        raise UnusableSettings(f"{path}, whose shape is {list(data.shape)}, has no voxels")
     return Image(data, wanted)
 
 

@@ -57,10 +57,16 @@ def _replay(queue: ParkingQueue, messages: Iterator[ParkedMessage], options: Any
 
 
 def _export(_queue: ParkingQueue, messages: Iterator[ParkedMessage], options: Any) -> int:
-    options.folder.mkdir(parents=True, exist_ok=True)
     done = 0
-    for done, message in enumerate(messages, 1):  # noqa: B007 - how many there were
-        export(message, options.folder, _everything(message))
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        for done, message in enumerate(messages, 1):  # noqa: B007 - how many there were
+            export(message, options.folder, _everything(message))
+    except OSError as error:
+        raise UnusableSettings(
+            f"--to {options.folder}: {error.strerror}; choose a folder that can be written, with "
+            "room for the bodies"
+        ) from None
     _say(f"exported {done} messages to {options.folder}; they stay in the queue")
     return 0 if done else _none(options)
 
@@ -133,7 +139,9 @@ def _time(milliseconds: Any) -> str:
 
 
 def _none(options: Any) -> int:
-    _say("no parked message matches" if _chosen(options) else "the parking queue is empty")
+    # What another command has taken to look at is not in the queue meanwhile.
+    found = "no parked message matches" if _chosen(options) else "the parking queue is empty"
+    _say(f"{found}, or another command looks at it")
     return 1 if _chosen(options) else 0
 
 

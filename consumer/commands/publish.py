@@ -34,7 +34,8 @@ What still waits in the queue counts as missing, and does no harm twice.
 exit code:
   0  all tiles are confirmed, or nothing is missing
   1  RabbitMQ did not take all
-  2  the arguments cannot be used"""
+  2  the arguments cannot be used
+  130  interrupted"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,31 @@ def main(arguments: Sequence[str]) -> int:
         if not tiles:
             return 0
     began = time.monotonic()
-    with TilePublisher(
+    publisher = TilePublisher(
         broker,
         timeout_s=options.timeout_s,
         compress=options.compress,
         max_message_bytes=options.max_message_bytes,
-    ) as publisher:
-        for tile in progress(tiles, "publishing", len(tiles)):
-            _publish(publisher, array, image, tile)
+    )
+    try:
+        with publisher:
+            _publish_all(publisher, array, image, tiles)
+    except KeyboardInterrupt as error:
+        error.add_note("--missing-from ROOT goes on with what is not written")
+        raise
     _report(image, tiles, time.monotonic() - began)
     return 0
+
+
+def _publish_all(
+    publisher: TilePublisher, array: dict[str, Any], image: Image, tiles: Sequence[_Tile]
+) -> None:
+    try:
+        for tile in progress(tiles, "publishing", len(tiles)):
+            _publish(publisher, array, image, tile)
+    except KeyboardInterrupt:
+        sys.stderr.write("waiting until what was sent is confirmed; Ctrl-C once more ends that\n")
+        raise
 
 
 def _publish(publisher: TilePublisher, array: dict[str, Any], image: Image, tile: _Tile) -> None:
@@ -86,7 +102,11 @@ def _tiles(image: Image, options: Any) -> Iterator[_Tile]:
     sizes = image.sizes
     shape = [sizes[axis] for axis in image.axes if axis in "ZYX"]
     tile = [min(*pair) for pair in zip(_spatial(options.tile, shape, "tile"), shape, strict=True)]
-    overlap = _spatial(options.overlap, [0] * len(shape), "overlap")
+    if any(size < 1 for size in tile):
+        raise UnusableSettings(f"tile {tile} must be at least 1 on each axis")
+    given = _spatial(options.overlap, [0] * len(shape), "overlap")
+    # Where a tile is as long as the image it has no neighbours.
+    overlap = [o if t < n else min(o, t - 1) for o, t, n in zip(given, tile, shape, strict=True)]
     if any(not 0 <= o < t for o, t in zip(overlap, tile, strict=True)):
         raise UnusableSettings(f"overlap {overlap} must be below the tile {tile} on each axis")
     samples = [sizes[axis] for axis in image.axes if axis in "ST"]

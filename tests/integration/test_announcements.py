@@ -118,6 +118,22 @@ def test_a_publisher_waits_for_the_completion_of_what_it_published(
         assert consumer.stop() == 0
 
 
+def test_a_publisher_hears_again_of_what_was_complete_before(
+    make_consumer: MakeConsumer, producer: Channel, events: Events
+) -> None:
+    host, prefix = producer.broker.host, producer.prefix
+    with make_consumer(progress_s=0.1, idle_s=0.5) as consumer:
+        for _ in range(3):
+            with TilePublisher(host, completions=True, topology_prefix=prefix) as publisher:
+                for place in PLACES:
+                    publisher.publish(FIELDS, np.ones((1, TILE, TILE), "uint16"), place)
+                publisher.wait_completed(60)
+                publisher.publish(FIELDS, np.ones((1, TILE, TILE), "uint16"), PLACES[0])
+                publisher.wait_completed(60)
+        assert len(events.of("array.completed")) == 1
+        assert consumer.stop() == 0
+
+
 def test_progress_is_announced(
     make_consumer: MakeConsumer, producer: Channel, events: Events
 ) -> None:

@@ -15,8 +15,10 @@ import pytest
 import zarr
 
 from conftest import MakeConsumer
-from consumer.errors import ArrayMismatch, OutOfBounds, ParkError
+from consumer.endpoint import Endpoint
+from consumer.errors import ArrayMismatch, BrokerBlocked, OutOfBounds, ParkError
 from consumer.message import Encoded, encode
+from consumer.parked import ParkingQueue
 from consumer.parking import parked_properties
 from consumer.settings import Settings
 from consumer.testing import RabbitMQ
@@ -269,6 +271,73 @@ def test_exported_messages_are_files_and_stay_parked(parking: Channel, tmp_path:
     wait_parked(parking, 1)
 
 
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(
+    parking: Channel, tmp_path: Path
+) -> None:
+    park(parking, message(0))
+    (tmp_path / "file").touch()
+
+    done = run(parking, "export", "--to", str(tmp_path / "file"))
+
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"consumer: --to {tmp_path}/file: File exists; choose a folder that can be written, with "
+        "room for the bodies\n",
+    )
+    wait_parked(parking, 1)
+
+
+def test_what_is_in_the_queue_is_not_asked_of_a_declaration(
+    parking: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        park(parking, message(number))
+    silent = pika.frame.Method(1, pika.spec.Queue.DeclareOk("", 0, 0))
+    access = Endpoint(hosts=(parking.broker.host,), topology_prefix=parking.prefix)
+    with ParkingQueue(access) as queue:
+        # As RabbitMQ answers while the queue's leader does not.
+        monkeypatch.setattr(queue._channel, "queue_declare", lambda *_, **__: silent)
+
+        assert sum(1 for _ in queue.messages()) == 3
+
+
+def test_what_is_parked_meanwhile_is_left_for_the_next_time(parking: Channel) -> None:
+    for number in range(3):
+        park(parking, message(number))
+    access = Endpoint(hosts=(parking.broker.host,), topology_prefix=parking.prefix)
+    with ParkingQueue(access) as queue:
+        messages = queue.messages()
+        next(messages)
+        park(parking, message(3))
+        wait_parked(parking, 3)
+
+        assert sum(1 for _ in messages) == 2
+
+
+def test_a_broker_that_blocks_publishers_is_told_in_time(
+    parking: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    park(parking, message(0))
+    access = Endpoint(hosts=(parking.broker.host,), topology_prefix=parking.prefix)
+
+    def block(*_: Any, **__: Any) -> None:
+        raise pika.exceptions.ConnectionBlockedTimeout
+
+    with ParkingQueue(access) as queue:
+        assert queue._connection._impl.params.blocked_connection_timeout == 60
+        (found,) = queue.messages()
+        monkeypatch.setattr(queue._channel, "basic_publish", block)
+
+        with pytest.raises(BrokerBlocked) as raised:
+            queue.replay(found)
+
+    assert str(raised.value) == (
+        f"RabbitMQ at {parking.broker.host} takes nothing from publishers: blocked for 60 s; free "
+        "memory or disk there, or wait longer"
+    )
+    wait_parked(parking, 1)
+
+
 def test_only_who_says_so_drops(parking: Channel) -> None:
     park(parking, message(0), parking_id="a")
     park(parking, message(1), parking_id="b")
@@ -284,7 +353,10 @@ def test_only_who_says_so_drops(parking: Channel) -> None:
 def test_an_id_that_is_not_there_is_told(parking: Channel) -> None:
     done = run(parking, "replay", "nobody")
 
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "no parked message matches")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        1,
+        "no parked message matches, or another command looks at it",
+    )
 
 
 def test_a_missing_parking_queue_is_told_in_one_line(producer: Channel) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -257,7 +258,12 @@ REFUSED = {
     "no image": ([__file__], f"{__file__} is none of .npy, .tif, .tiff and .zarr"),
     "axes": (["IMAGE", "--axes", "XY"], "axes 'XY' of IMAGE must be some of STCZYX in that order"),
     "too few axes": (["IMAGE", "--axes", "CYX"], "axes 'CYX' do not fit IMAGE, whose shape is"),
-    "overlap": (["IMAGE", "--overlap", "256"], "overlap [256, 256] must be below the tile [8, 8]"),
+    "overlap": (
+        ["IMAGE", "--tile", "4", "--overlap", "4"],
+        "overlap [4, 4] must be below the tile [4, 4]",
+    ),
+    "no tile": (["IMAGE", "--tile", "0"], "tile [0, 0] must be at least 1 on each axis"),
+    "no voxels": (["EMPTY"], "EMPTY, whose shape is [0, 8], has no voxels"),
     "tile": (["IMAGE", "--tile", "1,2,3"], "tile [1, 2, 3] must be one number or 2, (Z)YX"),
 }
 
@@ -266,14 +272,42 @@ REFUSED = {
 def test_a_mistake_is_told_in_one_line(
     producer: Channel, tmp_path: Path, arguments: list[str], line: str
 ) -> None:
-    image = save_numpy(tmp_path, np.zeros((8, 8)))
-    given = [word.replace("IMAGE", image) for word in arguments]
+    image, empty = save_numpy(tmp_path, np.zeros((8, 8))), str(tmp_path / "empty.npy")
+    np.save(empty, np.zeros((0, 8)))
+    given = [word.replace("IMAGE", image).replace("EMPTY", empty) for word in arguments]
 
     done = publish(producer, *given, "--store", "a.zarr")
 
     assert done.returncode == 2
-    assert line.replace("IMAGE", image) in done.stderr
+    assert line.replace("IMAGE", image).replace("EMPTY", empty) in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_an_image_no_larger_than_the_usual_overlap_is_one_tile(
+    producer: Channel, tmp_path: Path
+) -> None:
+    image = save_numpy(tmp_path, np.zeros((20, 300)))
+
+    done = publish(
+        producer, image, "--store", "a.zarr", "--timeout-s", "0.1", host=f"127.0.0.1:{free_port()}"
+    )
+
+    assert done.stderr.splitlines()[-1].startswith("consumer: no connection to RabbitMQ")
+
+
+def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(producer: Channel, tmp_path: Path) -> None:
+    image = save_numpy(tmp_path, np.zeros((8, 8)))
+    words = [sys.executable, "-m", "consumer.cli", "publish", image, "--store", "a.zarr"]
+    words += ["--hosts", f"127.0.0.1:{free_port()}", "--timeout-s", "3600"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "connection lost or refused" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read().splitlines()
+
+    assert process.returncode == 130
+    assert said[-1] == "consumer: interrupted; --missing-from ROOT goes on with what is not written"
+    assert "Traceback" not in "".join(said)
 
 
 def test_crops_cover_the_image_once() -> None:

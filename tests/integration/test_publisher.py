@@ -14,8 +14,9 @@ import zarr
 from conftest import MakeConsumer
 from consumer.contract import MESSAGE_TYPE
 from consumer.errors import NotCompleted, PublishError, QueueFull, Unroutable
-from consumer.events import ArrayCompleted
+from consumer.events import ArrayCompleted, ArrayEvent, ArrayProgress
 from consumer.publisher import TilePublisher
+from consumer.sender import Sender
 from consumer.tensors import read
 from consumer.testing import RabbitMQ, free_port
 from faults import Proxy
@@ -257,6 +258,73 @@ def test_a_defect_in_the_thread_costs_a_connection_and_no_tile(
     assert set(places(producer.drain(queue))) == set(wanted)
 
 
+def sender_of(opened: TilePublisher) -> Sender:
+    """Return what sends."""
+    sender = opened._states[os.getpid()].sender
+    assert sender is not None
+    return sender
+
+
+def strike(sender: Sender, when: Callable[[], bool] = lambda: True) -> None:
+    """Have a defect end the thread's loop as soon as something is so."""
+
+    def broken() -> None:
+        if when():
+            raise RuntimeError("a defect")
+        sender._loop.call_later(0.01, broken)
+
+    sender._loop.add_callback_threadsafe(broken)
+
+
+def test_a_tile_that_waits_for_company_survives_a_defect_in_the_thread(producer: Channel) -> None:
+    queue = declare(producer)
+    with publisher(producer, linger_s=1.0, batch_bytes=1 << 20) as opened:
+        opened.publish(ARRAY, TILE, (0, 0))
+        strike(sender_of(opened))
+
+        wait_until(lambda: producer.depth(queue) == 1, "the tile in the queue")
+
+
+def test_a_defect_while_a_refused_tile_waits_does_not_stop_sending(producer: Channel) -> None:
+    producer.channel.exchange_declare(producer.prefix, "topic", durable=True)
+    with publisher(producer) as opened:
+        opened.publish(ARRAY, TILE, (0, 0))
+        with pytest.raises(Unroutable):
+            opened.flush()
+        sender = sender_of(opened)
+        before = sender._loop
+        strike(sender, lambda: sender._paused)
+        wait_until(lambda: sender._loop is not before, "a new loop")
+        queue = declare(producer)
+        wait_until(lambda: opened.held_bytes == 0, "the tile to be confirmed")
+
+    assert places(producer.drain(queue)) == [(0, 0)]
+
+
+def test_a_tile_that_comes_while_the_thread_starts_over_holds_up_no_later_one(
+    producer: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = declare(producer)
+    with publisher(producer) as opened:
+        opened.publish(ARRAY, TILE, (0, 0))
+        opened.flush()
+        sender = sender_of(opened)
+        connect = sender._connect
+
+        def meanwhile(*wait: float) -> Any:
+            monkeypatch.undo()
+            opened.publish(ARRAY, TILE, (0, 16))
+            return connect(*wait)
+
+        monkeypatch.setattr(sender, "_connect", meanwhile)
+        strike(sender)
+        wait_until(lambda: opened.held_bytes == 0 and sender._connect == connect, "a confirm")
+        opened.publish(ARRAY, TILE, (0, 32))
+        opened.flush()
+
+    assert set(places(producer.drain(queue))) == {(0, 0), (0, 16), (0, 32)}
+
+
 # -- the connection -----------------------------------------------------------------------------
 
 
@@ -372,9 +440,9 @@ def test_published_tiles_end_in_the_array(
 # -- completed arrays ---------------------------------------------------------------------------
 
 
-def announce(channel: Channel, event: ArrayCompleted) -> None:
+def announce(channel: Channel, event: ArrayEvent) -> None:
     """Announce as the consumer does."""
-    properties = pika.BasicProperties(message_id=event.message_id, delivery_mode=2)
+    properties = pika.BasicProperties(message_id=event.identity, delivery_mode=2)
     channel.channel.basic_publish(
         f"{channel.prefix}.events", event.routing_key, event.model_dump_json().encode(), properties
     )
@@ -419,6 +487,84 @@ def test_who_cannot_hear_of_completed_arrays_is_told_at_once(producer: Channel) 
 
         with pytest.raises(NotCompleted, match=f"no exchange '{producer.prefix}.events'"):
             opened.wait_completed(3600)
+
+
+def test_who_could_not_hear_of_completed_arrays_hears_of_them_after_a_new_connection(
+    producer: Channel, proxy: Proxy
+) -> None:
+    declare(producer)
+    with publisher(producer, proxy.host, completions=True, reconnect_min_s=0.01) as opened:
+        opened.publish(ARRAY, TILE, (0, 0))
+        with pytest.raises(NotCompleted):
+            opened.wait_completed(60)
+        with_events(producer)
+        subscribed = watch_subscriptions(opened)
+        proxy.cut()
+        wait_until(lambda: bool(subscribed), "a new subscription")
+        announce(producer, ArrayCompleted(store="p/a.zarr", array="x"))
+
+        opened.wait_completed(60)
+
+
+def watch_subscriptions(opened: TilePublisher) -> list[bool]:
+    """Return a list that grows with each channel that is ready, so events are heard."""
+    sender, seen = sender_of(opened), []
+    ready = sender._ready
+
+    def noted(channel: Any) -> None:
+        ready(channel)
+        seen.append(True)
+
+    sender._ready = noted  # type: ignore[method-assign]
+    return seen
+
+
+def test_an_event_counts_though_its_queue_was_deleted_before(producer: Channel) -> None:
+    with_events(producer)
+    with publisher(producer, completions=True, reconnect_min_s=0.01) as opened:
+        opened.publish(ARRAY, TILE, (0, 0))
+        opened.flush()
+        subscribed = watch_subscriptions(opened)
+        completions = opened._states[os.getpid()].completions
+        assert completions is not None
+        producer.channel.queue_delete(completions._queue)
+        wait_until(lambda: bool(subscribed), "a new subscription")
+        announce(producer, ArrayCompleted(store="p/a.zarr", array="x"))
+
+        opened.wait_completed(60)
+
+
+def test_an_event_stays_in_the_queue_until_it_is_taken_note_of(
+    producer: Channel, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_events(producer)
+    with publisher(producer, proxy.host, completions=True, reconnect_min_s=0.01) as opened:
+        opened.publish(ARRAY, TILE, (0, 0))
+        opened.flush()
+
+        def cut(*_: Any) -> None:
+            monkeypatch.undo()
+            proxy.cut()
+            raise RuntimeError("whoever was to take note of it ended")
+
+        monkeypatch.setattr("consumer.completions._complete", cut)
+        announce(producer, ArrayCompleted(store="p/a.zarr", array="x"))
+
+        opened.wait_completed(60)
+
+
+def test_progress_to_the_last_voxel_is_completion(producer: Channel) -> None:
+    with_events(producer)
+    with publisher(producer, completions=True) as opened:
+        opened.publish(ARRAY, TILE, (0, 0))
+        opened.flush()
+        told = {"store": "p/a.zarr", "array": "x", "total_voxels": 9}
+        announce(producer, ArrayProgress(filled_voxels=8, **told))
+        with pytest.raises(NotCompleted):
+            opened.wait_completed(0.5)
+        announce(producer, ArrayProgress(filled_voxels=9, **told))
+
+        opened.wait_completed(60)
 
 
 def test_waiting_for_completion_needs_a_subscription(producer: Channel) -> None:

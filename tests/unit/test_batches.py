@@ -138,9 +138,10 @@ def test_clipping_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     ready(np.full((1, 2, 2), -1.0), cast=True)
 
     (record,) = caplog.records
-    assert (record.message, record.__dict__["voxels"]) == ("values were clipped", 4)
+    assert record.message == "values of a.zarr/x were clipped to uint16: 4"
 
 
+UNTOLD = {k: v for k, v in ARRAY.items() if k != "dtype"}
 REFUSED = {
     "wrong shape": (
         {"tile": TILE[0]},
@@ -149,6 +150,11 @@ REFUSED = {
     "wrong dtype": (
         {"tile": TILE.astype("float32")},
         "tile 0: float32 cannot be stored as uint16 without loss; cast it before publishing",
+    ),
+    "no dtype, and values that the default one cannot hold": (
+        {"tile": TILE.astype("int64"), "array": UNTOLD},
+        "tile 0: int64 cannot be stored as float32 without loss; cast it before publishing, or "
+        "give the array's dtype, which is float32 by default",
     ),
     "dtype that nobody reads": (
         {"tile": TILE.astype("complex64")},
@@ -176,7 +182,7 @@ REFUSED = {
         "tile 0: the tensor of shape [2, 0, 16] has no voxels",
     ),
     "cast to what nobody named": (
-        {"array": {k: v for k, v in ARRAY.items() if k != "dtype"}, "cast": True},
+        {"array": UNTOLD, "cast": True},
         "cast needs to know the array's dtype; give it with axes and shape",
     ),
     "no room for the array's words": (

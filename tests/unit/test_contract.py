@@ -464,6 +464,11 @@ NUMPY = {
     "dtype": (fields(dtype=np.dtype("uint16")), fields(dtype="uint16")),
     "big-endian dtype": (fields(dtype=np.dtype(">f4")), fields(dtype="float32")),
     "sizes": (fields(shape=(np.int64(64), np.uint8(48))), fields()),
+    "dtype's type": (fields(dtype=np.uint16), fields(dtype="uint16")),
+    "arrays": (
+        fields(shape=np.array([64, 48]), tiles=(tile(stitch_coords=np.zeros(2, int)),)),
+        fields(),
+    ),
     "tuples": (fields(shape=(64, 48), tiles=(tile(stitch_coords=(0, 0)),)), fields()),
     "fill_value": (fields(fill_value=np.float32(0.5)), fields(fill_value=0.5)),
     "bool": (fields(fill_value=np.bool_(True)), fields(fill_value=True)),
@@ -490,7 +495,7 @@ def _endless() -> dict[str, Any]:
 
 INEXPRESSIBLE = {
     "bytes": {"source": b"x"},
-    "an array": {"shape": np.array([64, 48])},
+    "an array of complex numbers": {"shape": np.array([64j])},
     "a set": {"tiles": {1}},
     "a complex number": {"fill_value": 1j},
     "an object within itself": {"attributes": _endless()},

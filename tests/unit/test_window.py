@@ -90,6 +90,29 @@ def test_a_confirm_ends_the_trouble() -> None:
         window.wait_empty(SHORT_S)
 
 
+def test_what_is_lost_is_told_whatever_is_confirmed_before_somebody_asks() -> None:
+    window = Window(10)
+    window.take(5, SHORT_S)
+    window.take(5, SHORT_S)
+    window.lose(5, Unconfirmed("lost"))
+    window.confirm(5)
+
+    with pytest.raises(Unconfirmed, match="lost"):
+        window.wait_empty(SHORT_S)
+    window.wait_empty(SHORT_S)
+
+
+def test_room_that_was_taken_for_nothing_is_given_back() -> None:
+    window = Window(10)
+    window.take(10, SHORT_S)
+    thread = later(lambda: window.give_back(10))
+
+    window.take(10, 60)
+
+    thread.join()
+    assert window.held_bytes == 10
+
+
 def test_only_the_trouble_that_is_over_is_forgotten() -> None:
     window = Window(10)
     window.take(10, SHORT_S)
