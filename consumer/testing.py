@@ -141,7 +141,7 @@ class RabbitMQ:
             "vm_memory_high_watermark.absolute = 4GB\n"
             "log.console = true\nlog.file = false\n" + self._extra_config
         )
-        (self._folder / "plugins").write_text("[].\n")
+        (self._folder / "plugins").write_text("[rabbitmq_consistent_hash_exchange].\n")
 
     def _environment(self) -> dict[str, str]:
         folder = self._folder
