@@ -3,6 +3,7 @@
 Every exception of pika ends here.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,12 @@ from consumer.errors import PublishError
 from consumer.sender import why_not_connected
 from consumer.topology import Binding, Exchange, Queue
 
-FORBIDDEN, NOT_FOUND, LOCKED, DIFFERENT = 403, 404, 405, 406
+FORBIDDEN, NOT_FOUND, DIFFERENT = 403, 404, 406
+# No code of AMQP's.
+SILENT = -1
+_LAST = -100_000
+_LOOKS = 3
+_LEADER_S, _AGAIN_S = 10.0, 0.2
 _ANSWER_S = 3.0
 _WORD = "doctor"
 
@@ -68,20 +74,38 @@ class Channels:
 
         return self._reply(bind)
 
-    def taken(self, queue: str) -> Reply:
-        """Ask a queue's leader for a message, which goes back; the result says if there is one.
+    def counted(self, queue: str) -> Reply:
+        """Count what waits in a queue, and other consumers, as its leader says: a pair.
 
-        A count of 0 the broker also gives where the leader is silent; this it refuses then, as it
-        does where the queue has a single active consumer.
+        Of a quorum queue whose leader is silent RabbitMQ says that nothing waits and nobody
+        consumes. So for a moment this is a consumer too, the last that would be delivered to: an
+        answer that knows of none is not the leader's. The code is `SILENT` where none is.
         """
 
-        def take(channel: Any) -> bool:
-            method, _, _ = channel.basic_get(queue)
-            if method is not None:
-                channel.basic_nack(method.delivery_tag, requeue=True)
-            return method is not None
+        def count(channel: Any) -> tuple[int, int]:
+            found = channel.queue_declare(queue, passive=True).method
+            if found.message_count or found.consumer_count:
+                return found.message_count, found.consumer_count
+            got: list[int] = []
+            channel.basic_qos(prefetch_count=1)
+            tag = channel.basic_consume(
+                queue,
+                lambda _channel, method, *_: got.append(method.delivery_tag),
+                arguments={"x-priority": _LAST},
+            )
+            ready = _certain(channel, queue)
+            # What was delivered meanwhile goes back with the channel.
+            channel.basic_cancel(tag)
+            others = [
+                channel.queue_declare(queue, passive=True).method.consumer_count
+                for _ in range(_LOOKS)
+            ]
+            return ready + len(got), max(others)
 
-        return self._reply(take)
+        try:
+            return self._reply(count)
+        except TimeoutError:
+            return Reply(code=SILENT, words="the queue's leader is silent")
 
     def deleted(self, thing: Exchange | Queue) -> Reply:
         """Delete an exchange or a queue, whatever it holds."""
@@ -119,6 +143,17 @@ class Channels:
             return Reply(code=error.reply_code, words=error.reply_text)
         channel.close()
         return Reply(result)
+
+
+def _certain(channel: Any, queue: str) -> int:
+    """Return how many messages wait in a queue that has a consumer, as one that knows it says."""
+    deadline = time.monotonic() + _LEADER_S
+    while time.monotonic() < deadline:
+        found = channel.queue_declare(queue, passive=True).method
+        if found.consumer_count:
+            return int(found.message_count)
+        channel.connection.sleep(_AGAIN_S)
+    raise TimeoutError
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from consumer.findings import Finding
-from consumer.questions import DIFFERENT, FORBIDDEN, LOCKED, NOT_FOUND, Channels, Reply
+from consumer.questions import DIFFERENT, FORBIDDEN, NOT_FOUND, Channels, Reply
 from consumer.topology import CONSISTENT_HASH, Binding, Exchange, Queue, Topology
 
 _ARGUMENT = re.compile(
@@ -68,19 +68,18 @@ def _things(wanted: Topology) -> tuple[Exchange | Queue, ...]:
 
 def _in_use(channels: Channels, queue: Queue) -> Finding | None:
     """Return why a queue must stay; None where nothing is lost with it."""
-    found = channels.declared(queue, passive=True)
-    if found.code == NOT_FOUND:
+    reply = channels.counted(queue.name)
+    if reply.code == NOT_FOUND:
         return None
-    ready = 0 if found.code else found.result.method.message_count
-    # 0 is also what RabbitMQ says of a queue whose leader does not answer.
-    reply = found if found.code or ready else channels.taken(queue.name)
-    if reply.code == LOCKED:
-        remedy = "end the consumers that have its number of partitions, then try again"
-        return Finding.failed(_what(queue), "has a consumer", remedy)
     if reply.code:
-        return Finding.failed(_what(queue), f"does not answer: {reply.words}", "try again later")
-    if ready or reply.result:
-        said, remedy = f"holds {ready or 1} messages", "have its consumers drain it, and try again"
+        return Finding.failed(_what(queue), f"cannot be counted: {reply.words}", "try again later")
+    ready, consumers = reply.result
+    if consumers:
+        said = f"has a consumer, and {ready} messages wait"
+        remedy = "once none waits, end the consumers that have its number of partitions; try again"
+        return Finding.failed(_what(queue), said, remedy)
+    if ready:
+        said, remedy = f"holds {ready} messages", "have consumers drain it, then try again"
         return Finding.failed(_what(queue), said, remedy)
     return None
 

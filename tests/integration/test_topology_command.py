@@ -69,7 +69,8 @@ def test_partitions_that_hold_a_message_are_not_removed(
     refused = topology(broker, prefix, "remove", "--from", str(COUNT), partitions=1)
     assert (refused.code, "holds 1 messages" in refused.said) == (1, True)
     assert sum(map(declared.depth, queues)) == 1
-    assert sum(len(declared.drain(queue)) for queue in queues) == 1
+    for queue in queues:
+        declared.channel.queue_purge(queue)
     removed = topology(broker, prefix, "remove", "--json", "--from", str(COUNT), partitions=1)
     assert (removed.code, set(verdicts(removed).values())) == (0, {"ok"})
     assert topology(broker, prefix, "check", partitions=1).code == 0
