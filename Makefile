@@ -5,7 +5,7 @@ SIDE_BY_SIDE = --numprocesses 3 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-full test-node test-careamics contract alerts bench bench-quick bench-stages bench-publishing chaos chaos-quick soak lint requirements clean
+.PHONY: help demo test test-full test-node test-careamics contract alerts topology bench bench-quick bench-stages bench-publishing chaos chaos-quick soak lint requirements clean
 
 help: ## List these commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,11 @@ alerts: ## Write the dashboard and the custom resource of the alerts anew.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)
 	.venv/bin/python deploy/scripts/dashboard
 	deploy/scripts/prometheus-rule
+
+topology: ## Write the definitions for RabbitMQ anew.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	@mkdir -p deploy/rabbitmq
+	.venv/bin/consumer topology show --definitions --partitions 16 > deploy/rabbitmq/definitions.json
 
 bench: ## Measure throughput against other writers; takes about half an hour.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)

@@ -34,6 +34,11 @@ class Faults:
     def __bool__(self) -> bool:
         return bool(self._faults)
 
+    @property
+    def stores(self) -> list[str]:
+        """The stores that have failed and not worked since."""
+        return list(self._faults)
+
     def longest(self, now: float, stores: Collection[str]) -> float:
         """Return for how long one of the stores has failed, at most, in seconds."""
         since = (fault.since for store, fault in self._faults.items() if store in stores)

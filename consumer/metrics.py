@@ -75,11 +75,15 @@ class Metrics:
         self.retries = self._counter(
             "retries", "Operations to be tried again after a fault.", "operation"
         )
-        self.reconnects = self._counter("reconnects", "Connections lost or refused.", "connection")
+        self.reconnects = self._counter(
+            "reconnects",
+            "Connections lost or refused, and channels of partitions lost.",
+            "connection",
+        )
         self.resubscribed = self._counter(
             "resubscribed", "New subscriptions since messages waited and none came."
         )
-        self.subscribed = self._gauge("subscribed", "1 while subscribed to the queue.")
+        self.subscribed = self._gauge("subscribed", "1 while subscribed to every partition.")
         self._add_faults()
         self._add_limits()
         self._stitched = self._encoded = 0
@@ -159,7 +163,7 @@ class Metrics:
             self.held_bytes.labels(kind=kind)
         for operation in ("write", "open", "park", "announce", "lone"):
             self.retries.labels(operation=operation)
-        for connection in ("consume", "publish"):
+        for connection in ("consume", "publish", "partition"):
             self.reconnects.labels(connection=connection)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -28,7 +28,7 @@ from consumer.requests import Room
 from consumer.scratch import Scratch
 from consumer.settings import ENV_PREFIX, Settings
 from consumer.storage import Storage
-from consumer.topology import topology
+from consumer.topology import labels, topology
 
 TICK_S = 0.2
 _CLOSE_S = 2.0
@@ -44,7 +44,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._loop = Loop()
-        self._metrics = Metrics()
+        self._metrics = Metrics(labels(settings.partitions))
         self._metrics.max_age.set(settings.max_age_s)
         self._metrics.memory_budget.set(settings.memory_budget_bytes)
         self._health = Health(clock=time.monotonic, looped=time.monotonic())
@@ -106,7 +106,7 @@ class Service:
         if self._signalled and not self._health.draining:
             self._drain()
         self._flow.tick()
-        self._broker.watch(idle=self._flow.idle)
+        self._broker.watch()
         self._probe(now)
         if self._ended(now):
             self._loop.stop()

@@ -274,7 +274,7 @@ def test_nothing_is_acknowledged_before_its_fsync_returns(
         disk.take(float("inf"))
         send(producer, image, oracle, image.places()[first:])
         wait_until(lambda: disk.count("begun") > disk.count("ended"), "an fsync under way")
-        ages = "tiles_oldest_unacknowledged_age_seconds"
+        ages = 'tiles_partition_oldest_unacknowledged_seconds{partition="00"}'
         wait_until(lambda: consumer.metrics()[ages] > 2, "two seconds of a hanging disk")
         assert consumer.settled() == first
         assert consumer.metrics()[UNACKNOWLEDGED] == 4 - first

@@ -6,7 +6,7 @@ The faults are the product's, and where the simulator has a model in its place, 
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from itertools import count
 from typing import Any
 
@@ -215,10 +215,11 @@ def test_a_flow_that_keeps_deliveries_of_a_lost_channel_is_found(
 ) -> None:
     channel_lost = Flow.channel_lost
 
-    def keeping(self: Flow) -> None:
-        held = dict(self._held)
-        channel_lost(self)
-        self._held |= held
+    def keeping(self: Flow, channel: int) -> None:
+        held = list(self._held.of(channel))
+        channel_lost(self, channel)
+        for each in held:
+            self._held.add(each)
 
     monkeypatch.setattr(Flow, "channel_lost", keeping)
     assert _found(OF_A_LOST_CHANNEL)
@@ -227,14 +228,21 @@ def test_a_flow_that_keeps_deliveries_of_a_lost_channel_is_found(
 def test_an_inbox_that_keeps_deliveries_of_a_lost_channel_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Inbox, "clear", lambda _self: None)
+    monkeypatch.setattr(Inbox, "drop", lambda _self, _channel: None)
     assert _found(OF_A_LOST_CHANNEL)
 
 
 def test_an_assembler_that_keeps_deliveries_of_a_lost_channel_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Assembler, "forget_all", lambda self: self._stored.forget_all())
+    lose = Assembler.lose
+
+    def keeping(self: Assembler, channel: int, stores: Container[str]) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(Assembler, "forget", lambda _self, _deliveries: None)
+            lose(self, channel, stores)
+
+    monkeypatch.setattr(Assembler, "lose", keeping)
     assert _found(OF_A_LOST_CHANNEL)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from consumer.blocks import DeliveryId
 from consumer.faults import Faults
+from consumer.holdings import Holdings
 from consumer.journal import Begun
 from consumer.lone import Lone
 
@@ -59,7 +60,7 @@ class Suspects:
             Mock(writing=0, stores=set()),
             _NoHandles(),  # type: ignore[arg-type]
             Mock(),
-            {DeliveryId(1, 1): Mock()},
+            _holding(),
             Mock(),
             paused=lambda _store: False,
             park=Mock(),
@@ -78,6 +79,12 @@ class Suspects:
         self.lone.advance()
         _fingerprints, done = self.storage.begin_lone.call_args.args
         done(Begun(1, "entry", cut=True), None)
+
+
+def _holding() -> Holdings:
+    holdings = Holdings(1)
+    holdings.add(Mock(delivery=Mock(id=DeliveryId(1, 1))))
+    return holdings
 
 
 class _NoHandles:

@@ -13,12 +13,16 @@ PURE = (
     "blocks",
     "budget",
     "coverage",
+    "definitions",
+    "holdings",
+    "homes",
     "ledger",
     "ledger_format",
     "pace",
     "placement",
     "runs",
     "stored",
+    "topology",
     "watchdog",
 )
 
@@ -41,7 +45,19 @@ def _importers(library: str) -> set[str]:
     }
 
 
-_PIKA = {"broker", "checks", "connection", "copies", "outgoing", "parked", "sender", "topology"}
+_PIKA = {
+    "asking",
+    "broker",
+    "checks",
+    "connection",
+    "copies",
+    "declaring",
+    "outgoing",
+    "parked",
+    "questions",
+    "sender",
+    "subscription",
+}
 
 
 @pytest.mark.parametrize(
