@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from consumer.blocks import ArrayKey, DeliveryId
-from consumer.broker import Settling
+from consumer.delivery import Settling
 from consumer.errors import ConsumerError
 from consumer.events import ArrayCompleted, ArrayProgress
 from consumer.requests import Written
@@ -118,10 +118,10 @@ class Announcer:
             )
             self._broker.announce(event, progress.heard)
 
-    def channel_lost(self) -> None:
-        """Forget the deliveries that wait: they come again. What is being announced goes on."""
+    def channel_lost(self, channel: int) -> None:
+        """Forget a channel's deliveries: they come again. What is being announced goes on."""
         for waiting in self._waiting.values():
-            waiting.clear()
+            waiting[:] = [identity for identity in waiting if identity.channel != channel]
 
     def forget(self, array: ArrayKey) -> None:
         """Forget an array's progress."""

@@ -7,8 +7,8 @@ flow's.
 At most one write is under way for a block. Tiles that come meanwhile go to a new buffer over it.
 """
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,13 +56,13 @@ class Assembler:
         self._blocks: dict[BlockKey, Block] = {}
         self._open: dict[ArrayKey, dict[BlockKey, None]] = {}
         self._complete: dict[BlockKey, None] = {}
-        self._deliveries: OrderedDict[DeliveryId, _Delivery] = OrderedDict()
+        # By channel, of each the oldest first.
+        self._deliveries: dict[int, dict[DeliveryId, _Delivery]] = {}
         self._stored = Stored(budget)
         self._buffers = Buffers(budget, arena)
         self._paces = Paces(idle_s)
         self._sizes: Counter[int] = Counter()
         self._writing = 0
-        self._tenure = 0
 
     @property
     def open_blocks(self) -> int:
@@ -80,23 +80,34 @@ class Assembler:
         return {array.store for array in self._open}
 
     def deliveries(self) -> Iterator[DeliveryId]:
-        """Iterate over the deliveries held, the oldest first."""
-        return iter(self._deliveries)
+        """Iterate over the deliveries held, of each channel the oldest first."""
+        return (identity for of_channel in self._deliveries.values() for identity in of_channel)
 
     def uses(self, array: ArrayKey) -> bool:
         """Whether a block or delivery of the array is held."""
-        return array in self._open or any(
-            delivery.array == array for delivery in self._deliveries.values()
-        )
+        return array in self._open or self.holds(array)
+
+    def holds(self, array: ArrayKey) -> bool:
+        """Whether a delivery of the array is held: not where only a write is left to return."""
+        held = (x for of_channel in self._deliveries.values() for x in of_channel.values())
+        return any(x.array == array for x in held)
+
+    def channels(self, store: str) -> list[int]:
+        """Return the channels of which deliveries to a store are held."""
+        return [
+            channel
+            for channel, of_channel in self._deliveries.items()
+            if any(x.array.store == store for x in of_channel.values())
+        ]
+
+    def stores_of(self, channel: int) -> set[str]:
+        """Return the stores to which deliveries of a channel are held."""
+        return {x.array.store for x in self._deliveries.get(channel, {}).values()}
 
     def release_spare(self) -> None:
         """Give back the memory of buffers that nobody uses."""
         while self._buffers.evict():
             pass
-
-    def is_current(self, write: Write) -> bool:
-        """Whether a write began after the last time that everything was forgotten."""
-        return write.tenure == self._tenure
 
     # -- tiles in -------------------------------------------------------------------------------
 
@@ -121,13 +132,14 @@ class Assembler:
         """
         grid = layout.grid
         pieces = ((tile, piece) for tile in tiles for piece in grid.pieces(tile.box))
-        self._deliveries[delivery] = _Delivery(since, array, layout, pieces, next(pieces, None))
+        placed = _Delivery(since, array, layout, pieces, next(pieces, None))
+        self._deliveries.setdefault(delivery.channel, {})[delivery] = placed
         self._paces.note(array, now)
         return self.resume(delivery)
 
     def resume(self, delivery: DeliveryId) -> bool:
         """Place what found no room yet; return whether nothing is left."""
-        held = self._deliveries[delivery]
+        held = self._deliveries[delivery.channel][delivery]
         while held.pending:
             tile, piece = held.pending
             block = self._with_buffer(held, piece.block)
@@ -193,7 +205,7 @@ class Assembler:
         self,
         now: float,
         *,
-        pressure: bool = False,
+        pressure: bool | Container[int] = False,
         drain: bool = False,
         idle: bool = True,
         paused: Callable[[ArrayKey], bool] = lambda _array: False,
@@ -205,6 +217,8 @@ class Assembler:
 
         Parameters
         ----------
+        pressure : bool or set of int
+            Whether the deliveries of all channels, or of which, are to be settled.
         idle : bool
             Whether to look for idle arrays too: all that are open.
         paused : callable
@@ -235,7 +249,6 @@ class Assembler:
             merge,
             reason,
             block.deliveries,
-            self._tenure,
             block.tiles,
         )
         block.buffer, block.filled, block.deliveries = None, Coverage(), set()
@@ -245,19 +258,32 @@ class Assembler:
         return block.write
 
     def _due(
-        self, now: float, pressure: bool, drain: bool, paused: Callable[[ArrayKey], bool]
+        self,
+        now: float,
+        pressure: bool | Container[int],
+        drain: bool,
+        paused: Callable[[ArrayKey], bool],
     ) -> tuple[Block, Reason] | None:
         for key in self._complete:
             if self._ready(self._blocks[key], paused):
                 return self._blocks[key], Reason.COMPLETE
-        for delivery in self._deliveries.values():
-            reason = self._reason(delivery, now, pressure, drain)
-            if reason is None:
-                break
-            for key in delivery.blocks:
-                if self._ready(self._blocks[key], paused):
-                    return self._blocks[key], reason
+        for channel in self._longest_held():
+            pressed = pressure if isinstance(pressure, bool) else channel in pressure
+            for delivery in self._deliveries[channel].values():
+                reason = self._reason(delivery, now, pressed, drain)
+                if reason is None:
+                    break
+                for key in delivery.blocks:
+                    if self._ready(self._blocks[key], paused):
+                        return self._blocks[key], reason
         return None
+
+    def _longest_held(self) -> list[int]:
+        """Return the channels, first that of which something is held for the longest time."""
+        if len(self._deliveries) == 1:
+            return list(self._deliveries)
+        first = {number: next(iter(each.values())) for number, each in self._deliveries.items()}
+        return sorted(first, key=lambda number: first[number].since)
 
     def _reason(
         self, delivery: _Delivery, now: float, pressure: bool, drain: bool
@@ -285,7 +311,7 @@ class Assembler:
     def wrote(self, write: Write) -> list[DeliveryId]:
         """Take note that a write is durable; return the deliveries that it settled."""
         block = self._returned(write)
-        current = self.is_current(write)
+        current = write.current
         whole = current and self._stored.note(write.key, write.box, write.filled)
         unused = write.buffer
         if block.buffer is None:
@@ -309,7 +335,7 @@ class Assembler:
         block = self._returned(write)
         # What was read in an earlier tenure may have been written over by another owner.
         covered = write.merge or write.filled.voxels == block.voxels
-        base = not covered and self.is_current(write)
+        base = not covered and write.current
         if block.buffer is not None:
             block.lay_over(write.buffer, write.filled)
             self._budget.give("blocks", block.nbytes)
@@ -337,17 +363,29 @@ class Assembler:
     def forget(self, deliveries: Collection[DeliveryId]) -> None:
         """Drop deliveries that will come again, and the blocks that only they filled."""
         for identity in deliveries:
-            delivery = self._deliveries.pop(identity, None)
+            delivery = self._pop(identity)
             for key in delivery.blocks if delivery else ():
                 block = self._blocks.get(key)
                 if block is not None:
                     self._forget_in(block, identity)
 
-    def forget_all(self) -> None:
-        """Drop every delivery, and all that was read of the stores: others may write them now."""
-        self.forget(list(self._deliveries))
-        self._tenure += 1
-        self._stored.forget_all()
+    def lose(self, channel: int, stores: Container[str]) -> None:
+        """Drop a channel's deliveries, and all that was read of stores: others may write them."""
+        self.forget(list(self._deliveries.get(channel, ())))
+        for block in self._blocks.values():
+            if block.key.array.store in stores:
+                block.whole_base = False
+                if block.write is not None:
+                    block.write.current = False
+        for array in [array for array in self._stored.arrays() if array.store in stores]:
+            self._stored.forget(array)
+
+    def _pop(self, identity: DeliveryId) -> _Delivery | None:
+        of_channel = self._deliveries.get(identity.channel, {})
+        delivery = of_channel.pop(identity, None)
+        if not of_channel:
+            self._deliveries.pop(identity.channel, None)
+        return delivery
 
     def learn(self, array: ArrayKey, partly: Mapping[BlockIndex, Iterable[Box]]) -> None:
         """Take over which boxes of which blocks are durable, relative to them, as the ledger says.
@@ -381,11 +419,11 @@ class Assembler:
     def _settle(self, block: Block, deliveries: Iterable[DeliveryId]) -> list[DeliveryId]:
         settled = []
         for identity in deliveries:
-            delivery = self._deliveries[identity]
+            delivery = self._deliveries[identity.channel][identity]
             if identity not in block.deliveries:
                 delivery.blocks.pop(block.key, None)
             if not delivery.blocks and not delivery.pending:
-                del self._deliveries[identity]
+                self._pop(identity)
                 settled.append(identity)
         return settled
 

@@ -99,8 +99,8 @@ class Write:
         The boxes to be written, relative to the block.
     merge : bool
         Whether what is stored must be read first, since the buffer alone does not cover the block.
-    tenure : int
-        When the write began: what it read is worth nothing in a later one.
+    current : bool
+        Whether what it read still counts: not once the store may have gone to another owner.
     tiles : int
         Tiles of which the first voxel lies in the boxes.
     """
@@ -112,8 +112,8 @@ class Write:
     merge: bool
     reason: Reason
     deliveries: set[DeliveryId]
-    tenure: int
     tiles: int = 0
+    current: bool = True
 
 
 @dataclass(eq=False, slots=True)

@@ -138,13 +138,18 @@ class _Broker:
 
     def plugins(self, _channels: "_Channels") -> Iterator[Finding]:
         """Yield which plugins are needed."""
-        said = "none is needed with one partition; which are enabled cannot be told over AMQP"
+        if self._wanted.ring is None:
+            said = "none is needed with one partition; which are enabled cannot be told over AMQP"
+            yield Finding.ok("plugins", said)
+            return
+        said = "more than one partition need rabbitmq_consistent_hash_exchange; whether it is "
+        said += f"enabled shows in whether exchange {self._wanted.ring.name} is there"
         yield Finding.ok("plugins", said)
 
     def topology(self, channels: "_Channels") -> Iterator[Finding]:
         """Yield what of exchanges and queues is missing or differs."""
         wanted = self._wanted
-        things = (wanted.tiles, wanted.parking, wanted.events, wanted.partition, wanted.parked)
+        things: tuple[Exchange | Queue, ...] = (*wanted.exchanges, *wanted.queues)
         found = [finding for thing in things if (finding := self._compared(channels, thing))]
         yield from found
         if not found:
@@ -154,7 +159,7 @@ class _Broker:
                 "bindings",
                 "cannot be told over AMQP, and declare_topology is false",
                 "; ".join(
-                    f"see that {b.exchange} is bound to {b.queue} with {b.routing_key}"
+                    f"see that {b.source} is bound to {b.destination} with {b.routing_key}"
                     for b in wanted.bindings
                 ),
             )
@@ -162,9 +167,11 @@ class _Broker:
     def permissions(self, channels: "_Channels") -> Iterator[Finding]:
         """Yield whether the user may consume, park and announce."""
         parking, events = self._wanted.parking.name, self._wanted.events.name
-        partition = self._wanted.partition.name
         tries = {
-            f"consume from {partition}": ("read", channels.refused_consumer(partition)),
+            **{
+                f"consume from {queue.name}": ("read", channels.refused_consumer(queue.name))
+                for queue in self._wanted.partitions
+            },
             f"publish to {parking}": ("write", self._refused(channels, parking)),
             f"publish to {events}": ("write", self._refused(channels, events)),
         }
@@ -224,8 +231,8 @@ class _Broker:
         return None
 
     def _depths(self, channels: "_Channels") -> str:
-        names = self._wanted.partition, self._wanted.parked
-        counts = [(q.name, channels.declared(q, passive=True).result.method) for q in names]
+        queues = self._wanted.queues
+        counts = [(q.name, channels.declared(q, passive=True).result.method) for q in queues]
         return ", ".join(f"{name} holds {found.message_count} messages" for name, found in counts)
 
     def _refused(self, channels: "_Channels", exchange: str, body: bytes = b"") -> _Reply:

@@ -33,6 +33,11 @@ class Faults:
     def __bool__(self) -> bool:
         return bool(self._faults)
 
+    @property
+    def stores(self) -> list[str]:
+        """The stores that have failed and not worked since."""
+        return list(self._faults)
+
     def note(self, store: str, now: float) -> float:
         """Take note of a fault; return how long the store is left alone, in seconds."""
         fault = self._faults.setdefault(store, _Fault(now, 0))

@@ -14,8 +14,8 @@ from consumer.announcer import Announcer
 from consumer.arena import Arena
 from consumer.assembler import Assembler
 from consumer.blocks import ArrayKey, DeliveryId, StoredArray, Write
-from consumer.broker import Delivery, Settling
 from consumer.budget import Budget, max_block_bytes
+from consumer.delivery import Delivery, Settling
 from consumer.errors import (
     BrokerLost,
     ConsumerError,
@@ -28,9 +28,11 @@ from consumer.errors import (
 from consumer.failpoints import ACKNOWLEDGE, PLACE, Failpoints
 from consumer.faults import Condemned, Faults
 from consumer.handles import Handle, Handles
+from consumer.holdings import Holdings
 from consumer.inbox import Held, Inbox
 from consumer.intake import Intake
 from consumer.lone import Lone, suspect
+from consumer.losses import Losses
 from consumer.metrics import Metrics
 from consumer.refusals import Refusals
 from consumer.requests import Opened, Written
@@ -92,13 +94,14 @@ class Flow:
             settings.max_message_bytes,
             post=post,
             loaded=self.advance,
-            failed=self._give_up,
+            failed=self._fail_all,
         )
         self._handles: Handles = Handles(settings.max_open_arrays)
         self._announcer = Announcer(
             broker, storage, self._acknowledge, interval_s=settings.progress_s
         )
-        self._held: dict[DeliveryId, Held] = {}
+        self._held = Holdings(settings.prefetch_count)
+        self._received = 0
         self._condemned = Condemned()
         self._faults = Faults(settings.retry_max_s)
         self._failpoints = Failpoints(settings.failpoints, lambda: storage.pid)
@@ -140,6 +143,19 @@ class Flow:
             before=partial(self._failpoints.reach, PLACE),
             clock=clock,
         )
+        self._losses = Losses(
+            settings,
+            broker,
+            storage,
+            self._inbox,
+            self.assembler,
+            self._handles,
+            self._announcer,
+            self._lone,
+            self._faults,
+            self._held,
+            starved=lambda: self._intake.starved or self._inbox.stuck,
+        )
         self._draining = False
         # Idle is what only time brings about, so it is looked for at each tick until none is left.
         self._look_for_idle = False
@@ -149,34 +165,25 @@ class Flow:
 
     def deliver(self, delivery: Delivery, body: bytes) -> None:
         """Take a delivery."""
-        held = Held(delivery, self._clock(), fingerprint=suspect(delivery, body))
-        self._held[delivery.id] = held
+        held = Held(delivery, self._clock(), self._received, fingerprint=suspect(delivery, body))
+        self._received += 1
+        self._held.add(held)
         self._metrics.deliveries.inc()
         self._metrics.redeliveries.inc(delivery.count > 0)
         self._metrics.bytes_in.inc(len(body))
         try:
             self._inbox.put(held, body)
         except BrokerLost as error:
-            self._give_up(str(error))
+            self._losses.give_up([delivery.id.channel], str(error))
             return
         self.advance()
 
-    def channel_lost(self) -> None:
-        """Drop everything that is not in a worker: the broker delivers it again."""
-        self._inbox.clear()
-        for handle in self._handles:
-            for held in handle.waiting:
-                self._inbox.release(held)
-            handle.waiting.clear()
-        self.assembler.forget_all()
-        self._announcer.channel_lost()
-        for handle in self._handles:
-            if handle.array is not None:
-                self._storage.close_array(handle.key)
-        self._handles.reopen_all()
-        self._lone.lost()
-        self._held.clear()
-        self._intake.starved = False
+    def channel_lost(self, channel: int) -> None:
+        """Drop all of a channel that is not in a worker: the broker delivers it again."""
+        self._losses.forget(channel)
+
+    def _fail_all(self, reason: str) -> None:
+        self._losses.give_up_all(reason)
 
     def advance(self) -> None:
         """Do all that can be done now."""
@@ -202,7 +209,7 @@ class Flow:
         now = self._clock()
         self._look_for_idle = True
         self._condemned.expire(now)
-        self._watch_age(now)
+        self._losses.watch(now)
         if self.assembler.open_blocks:
             self._at_work = now
         elif now - self._at_work > self._settings.idle_s:
@@ -240,10 +247,10 @@ class Flow:
         busy = self.assembler.open_blocks or self._refusals.busy or self._announcer.busy
         return not busy
 
-    @property
-    def idle(self) -> bool:
-        """Whether no delivery is held."""
-        return not self._held
+    def held_s(self, channel: int) -> float | None:
+        """Return how long the oldest delivery of a channel is held; None where none is."""
+        since = self._held.oldest(channel)
+        return None if since is None else self._clock() - since
 
     def close(self) -> None:
         """Let go of every array."""
@@ -278,7 +285,7 @@ class Flow:
 
     def _wanted(self, handle: Handle, now: float) -> bool:
         waited_for = bool(handle.waiting) and not self._draining
-        return (waited_for or self.assembler.uses(handle.key)) and not self._faulty(
+        return (waited_for or self.assembler.holds(handle.key)) and not self._faulty(
             handle.key.store, now
         )
 
@@ -293,12 +300,13 @@ class Flow:
         before = self._handles.note_opened(handle, array)
         if opened is not None and array is not None:
             if before is not None and before.layout != array.layout:
-                self._give_up("an array was removed and made anew with another layout")
+                reason = "an array was removed and made anew with another layout"
+                self._losses.give_up_store(handle.key.store, reason)
             self._metrics.array_opens.inc()
             if opened.taken is not None:
                 self._metrics.store_opens.inc()
                 shown = partial(self._shown, handle.key.store, opened.taken)
-                self._broker.round_trip(shown)
+                self._broker.round_trip(handle.channel, shown)
             self._faults.clear(handle.key.store)
             kept = self.assembler.uses(handle.key)
             handle.source = opened.source or (handle.source if kept else None)
@@ -323,7 +331,7 @@ class Flow:
         while self.assembler.writing < self._settings.workers * WRITES_PER_WORKER:
             write = self.assembler.next_write(
                 now,
-                pressure=self._intake.starved or self._prefetch_exhausted(),
+                pressure=self._pressure(),
                 drain=self._draining or self._lone.flushes,
                 idle=self._look_for_idle,
                 paused=lambda array: self._paused(array, now),
@@ -339,8 +347,11 @@ class Flow:
                 run=handle.run,
             )
 
-    def _prefetch_exhausted(self) -> bool:
-        return len(self._held) >= self._settings.prefetch_count and not len(self._inbox)
+    def _pressure(self) -> bool | set[int]:
+        """Return whether there is no room, or on which channels no more comes."""
+        if self._intake.starved:
+            return True
+        return {channel for channel in self._held.full if not self._inbox.holds(channel)}
 
     def _paused(self, array: ArrayKey, now: float) -> bool:
         return self._handles.opened(array) is None or self._faulty(array.store, now)
@@ -366,7 +377,7 @@ class Flow:
         elif isinstance(error, ParkError):
             self._condemn(write, error)
         elif error is not None:
-            current = self.assembler.is_current(write)
+            current = write.current
             self.assembler.failed(write)
             if isinstance(error, Fenced) and array is not self._handles.opened(write.key.array):
                 # Lost together with others, when the store was another time open.
@@ -400,7 +411,7 @@ class Flow:
         )
         self._condemned.note(write.key, error, self._clock())
         for identity in self.assembler.condemn(write):
-            if self._held.pop(identity, None) is not None:
+            if self._held.pop(identity) is not None:
                 self._broker.requeue(identity)
 
     def _failed(self, store: str, operation: str, error: ConsumerError) -> None:
@@ -424,10 +435,11 @@ class Flow:
             },
         )
         if too_often:
-            self._give_up(f"{store} was taken by another consumer again and again")
+            reason = f"{store} was taken by another consumer again and again"
+            self._losses.give_up_store(store, reason)
 
     def _acknowledge(self, identity: DeliveryId) -> None:
-        held = self._held.pop(identity, None)
+        held = self._held.pop(identity)
         self._failpoints.reach(ACKNOWLEDGE)
         if held is None or not self._broker.acknowledge(identity):
             return
@@ -441,30 +453,13 @@ class Flow:
     def _note_parked(self, held: Held) -> None:
         self._lone.note_parked(held)
 
-    def _give_up(self, reason: str) -> None:
-        """Let the broker deliver everything again."""
-        self.channel_lost()
-        self._broker.reset(reason, hold=lambda: not self._storage.root_writable)
-
-    def _watch_age(self, now: float) -> None:
-        """Give deliveries back before the broker takes them away."""
-        oldest = self._oldest(now)
-        limit = self._settings.consumer_timeout_s / 2
-        if self._faults or not self._storage.root_writable:
-            limit = min(limit, self._settings.max_age_s * 1.5)
-        if oldest > limit:
-            self._give_up(f"a delivery could not be written for {oldest:.0f} s")
-
-    def _oldest(self, now: float) -> float:
-        first = next(iter(self._held.values()), None)
-        return now - first.since if first else 0.0
-
     def _measure(self, now: float) -> None:
         metrics = self._metrics
         metrics.open_blocks.set(self.assembler.open_blocks)
         metrics.writing.set(self.assembler.writing)
         metrics.unacknowledged.set(len(self._held))
-        metrics.oldest_seconds.set(self._oldest(now))
+        ages = [self._losses.age(channel, now) for channel in self._held.channels]
+        metrics.oldest_seconds.set(max(ages, default=0.0))
         metrics.open_arrays.set(self._handles.open_count)
         for kind, nbytes in self.budget.held.items():
             metrics.held_bytes.labels(kind=kind).set(nbytes)

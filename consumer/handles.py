@@ -24,6 +24,8 @@ class Handle:
         What the first message that it took said of it: where it is gone, it is made anew so.
     array : StoredArray or None
         None while it is not open.
+    channel : int
+        The channel that last delivered to it.
     complete : bool
         Whether it was complete when last heard of.
     before : StoredArray or None
@@ -45,6 +47,7 @@ class Handle:
     replaced: tuple[str, ...] = ()
     renewing: bool = False
     complete: bool = False
+    channel: int = 0
 
     @property
     def opening(self) -> Outline:
@@ -152,11 +155,6 @@ class Handles:
     def get(self, key: ArrayKey) -> Handle:
         """Return the handle of an array that has one."""
         return self._handles[key]
-
-    def reopen_all(self) -> None:
-        """Have every array opened again."""
-        for store in {handle.key.store for handle in self}:
-            self.reopen(store)
 
     def reopen(self, store: str) -> list[ArrayKey]:
         """Have every array of a store that is gone opened again; return their keys."""

@@ -1,14 +1,14 @@
 """Deliveries that are not placed yet, in order: a part in memory, the rest in the scratch file."""
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
-from consumer.broker import Delivery
 from consumer.budget import Budget
+from consumer.delivery import Delivery
 from consumer.errors import BrokerLost
 from consumer.message import Message, Outline
 from consumer.scratch import Scratch, ScratchFull
@@ -26,6 +26,8 @@ class Held:
     ----------
     since : float
         When it was received.
+    number : int
+        How many were received before, on any channel.
     body : bytes or None
         None while it is in the scratch file, and once its tiles are placed.
     nbytes : int
@@ -37,10 +39,13 @@ class Held:
         Whether some of its tiles are placed, and the rest waits for room.
     fingerprint : str or None
         As `consumer.lone.suspect` says.
+    dropped : bool
+        Whether its channel was lost while it was in the inbox.
     """
 
     delivery: Delivery
     since: float
+    number: int = 0
     body: bytes | None = None
     nbytes: int = 0
     message: Message | None = None
@@ -48,6 +53,7 @@ class Held:
     sent_ms: int | None = None
     fingerprint: str | None = None
     placing: bool = False
+    dropped: bool = False
 
 
 class Inbox:
@@ -82,9 +88,10 @@ class Inbox:
         self._loaded = loaded
         self._failed = failed
         self._queue: deque[Held] = deque()
-        self._spilled: deque[Held] = deque()
+        self._by_channel: Counter[int] = Counter()
+        # None for one that is dropped: what the scratch file holds of it comes back all the same.
+        self._spilled: deque[Held | None] = deque()
         self._loading = 0
-        self._generation = 0
 
     def _fits(self, nbytes: int) -> bool:
         """Whether a body may be in memory: one that is over every limit, to be parked, if alone."""
@@ -93,6 +100,15 @@ class Inbox:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    def holds(self, channel: int) -> bool:
+        """Whether something of a channel is to be placed."""
+        return self._by_channel[channel] > 0
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the next body is in the scratch file, and there is no room for it."""
+        return bool(self._queue and self._queue[0].body is None and not self._loading)
 
     def put(self, held: Held, body: bytes) -> None:
         """Take a delivery in.
@@ -107,6 +123,7 @@ class Inbox:
         else:
             self.keep(held, body)
         self._queue.append(held)
+        self._by_channel[held.delivery.id.channel] += 1
 
     def keep(self, held: Held, body: bytes) -> None:
         """Hold a body in memory."""
@@ -153,33 +170,52 @@ class Inbox:
 
     def pop(self) -> None:
         """Remove the head."""
-        self._queue.popleft()
+        held = self._queue.popleft()
+        self._by_channel[held.delivery.id.channel] -= 1
 
     def put_back(self, waited: Iterable[Held]) -> None:
         """Put deliveries that waited elsewhere before all others, in their order."""
-        self._queue.extendleft(reversed(list(waited)))
+        back = list(waited)
+        self._queue.extendleft(reversed(back))
+        self._by_channel.update(held.delivery.id.channel for held in back)
 
-    def clear(self) -> None:
-        """Forget every delivery; the bodies of those in the queue are released."""
+    def drop(self, channel: int) -> None:
+        """Forget a channel's deliveries; the bodies of those in the queue are released."""
+        del self._by_channel[channel]
+        kept: deque[Held] = deque()
         for held in self._queue:
-            self.release(held)
+            if held.delivery.id.channel == channel:
+                held.dropped = True
+                self.release(held)
+            else:
+                kept.append(held)
+        self._queue = kept
+        self._spilled = deque(None if not held or held.dropped else held for held in self._spilled)
+        if not any(self._spilled):
+            self._forget_scratch()
+
+    def _forget_scratch(self) -> None:
         self._budget.give("scratch", self._budget.held["scratch"])
-        self._queue.clear()
         self._spilled.clear()
         self._scratch.clear()
-        self._generation += 1
 
     def load(self) -> None:
         """Have bodies read back as far as the share allows."""
         while self._spilled and self._loading < _LOADING:
             size = self._scratch.next_size
+            if self._spilled[0] is None:
+                self._spilled.popleft()
+                self._budget.give("scratch", size)
+                self._scratch.skip()
+                continue
             if not self._fits(size):
                 return
             held = self._spilled.popleft()
+            assert held is not None
             self.count(held, size)
             self._budget.give("scratch", size)
             self._loading += 1
-            self._scratch.get(partial(self._read, held, self._generation))
+            self._scratch.get(partial(self._read, held))
 
     def _spill(self, held: Held, body: bytes) -> None:
         if not self._scratch.keeps_up(self._reserve, _SPILL_WAIT_S):
@@ -207,12 +243,12 @@ class Inbox:
         else:
             self._loaded()
 
-    def _read(self, held: Held, generation: int, ended: "Future[bytes]") -> None:
-        self._post(partial(self._note_read, held, generation, ended))
+    def _read(self, held: Held, ended: "Future[bytes]") -> None:
+        self._post(partial(self._note_read, held, ended))
 
-    def _note_read(self, held: Held, generation: int, ended: "Future[bytes]") -> None:
+    def _note_read(self, held: Held, ended: "Future[bytes]") -> None:
         self._loading -= 1
-        if generation != self._generation:
+        if held.dropped:
             return
         error = ended.exception()
         if error is not None:

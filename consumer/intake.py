@@ -102,6 +102,7 @@ class Intake:
         message = held.message or self._decoded(held)
         outline = held.outline or message.outline
         handle = self._handles.of(outline)
+        handle.channel = held.delivery.id.channel
         if handle.array is None or handle.renewing:
             return self._waits(handle, held)
         self._check(handle, handle.array, outline)

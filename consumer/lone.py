@@ -21,10 +21,11 @@ from functools import partial
 
 from consumer.assembler import Assembler
 from consumer.blocks import DeliveryId
-from consumer.broker import Delivery
+from consumer.delivery import Delivery
 from consumer.errors import ConsumerError, KillsConsumer, ParkError
 from consumer.faults import Faults
 from consumer.handles import Handles
+from consumer.holdings import Holdings
 from consumer.inbox import Held, Inbox
 from consumer.journal import LONE_FOLDER, MOST_TOGETHER, Begun
 from consumer.keys import STATE_FOLDER
@@ -69,7 +70,7 @@ class Lone:
 
     Parameters
     ----------
-    held : dict
+    held : Holdings
         All deliveries that are neither acknowledged nor parked.
     paused : callable
         Whether a store is left alone for now.
@@ -91,7 +92,7 @@ class Lone:
         assembler: Assembler,
         handles: Handles,
         faults: Faults,
-        held: dict[DeliveryId, Held],
+        held: Holdings,
         metrics: Metrics,
         *,
         paused: Callable[[str], bool],
@@ -120,7 +121,7 @@ class Lone:
         self._asked: list[Held] | None = None
         self._batch: list[Held] = []
         self._members: frozenset[DeliveryId] = frozenset()
-        self._earliest = DeliveryId(0, 0)
+        self._earliest = 0
         self._left = 0
         self._entry = ""
         self._begun_at = 0.0
@@ -134,7 +135,7 @@ class Lone:
             return True
         # What came earlier and was let in before has waited for its array, which is left alone.
         store = held.outline.entry.store if held.outline else None
-        return held.delivery.id < self._earliest and store in self._left_alone
+        return held.number < self._earliest and store in self._left_alone
 
     def leaves_alone(self, store: str) -> bool:
         """Whether a store that failed before is not to be tried meanwhile."""
@@ -164,9 +165,11 @@ class Lone:
             self._storage.end_lone(self._entry, self._settled())
         self._forget()
 
-    def lost(self) -> None:
-        """Take note that every delivery is given back."""
-        self.end()
+    def channel_lost(self, channel: int) -> None:
+        """Take note that a channel's deliveries are given back, before they are forgotten."""
+        handled = (*self._batch, *(self._asked or ()))
+        if any(held.delivery.id.channel == channel for held in handled):
+            self.end()
         self._waits_since = None
 
     def note_parked(self, held: Held) -> None:
@@ -188,7 +191,7 @@ class Lone:
         return self._are_gathered(first, now) and not self._paused(JOURNAL)
 
     def _are_gathered(self, first: Held, now: float) -> bool:
-        all_there = len(self._held) >= self._settings.prefetch_count
+        all_there = first.delivery.id.channel in self._held.full
         return all_there or now - first.since >= _GATHER_S
 
     def _is_under_way(self) -> bool:
@@ -231,7 +234,7 @@ class Lone:
     def _start(self, batch: list[Held], begun: Begun) -> None:
         self._batch, self._left = batch, len(batch)
         self._members = frozenset(held.delivery.id for held in batch)
-        self._earliest = min(self._members)
+        self._earliest = min(held.number for held in batch)
         self._entry = begun.entry
         self._begun_at = self._clock()
         self._left_alone = self._stores()

@@ -1,5 +1,7 @@
 """Every metric of the consumer, on a registry of its own. Labels come from closed sets."""
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from consumer.blocks import Reason, Write
@@ -13,7 +15,7 @@ _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 1
 class Metrics:
     """The metrics; built once and passed in."""
 
-    def __init__(self) -> None:
+    def __init__(self, partitions: Sequence[str] = ("00",)) -> None:
         self.registry = CollectorRegistry()
         self.deliveries = self._counter("deliveries", "Deliveries received.")
         self.redeliveries = self._counter(
@@ -66,14 +68,37 @@ class Metrics:
         self.retries = self._counter(
             "retries", "Operations to be tried again after a fault.", "operation"
         )
-        self.reconnects = self._counter("reconnects", "Connections lost or refused.", "connection")
+        self.reconnects = self._counter(
+            "reconnects",
+            "Connections lost or refused, and channels of partitions lost.",
+            "connection",
+        )
         self.resubscribed = self._counter(
             "resubscribed", "New subscriptions since messages waited and none came."
         )
-        self.subscribed = self._gauge("subscribed", "1 while subscribed to the queue.")
+        self.subscribed = self._gauge("subscribed", "1 while subscribed to every partition.")
+        self.partition_waiting = self._gauge(
+            "partition_waiting_messages",
+            "Messages that waited in the queue when the broker was last asked.",
+            "partition",
+        )
+        self.partition_last_delivery = self._gauge(
+            "partition_last_delivery_timestamp_seconds",
+            "When a delivery last came; 0: none since the start.",
+            "partition",
+        )
+        self.partition_oldest_seconds = self._gauge(
+            "partition_oldest_unacknowledged_seconds",
+            "Age of the oldest delivery held; 0 where none is.",
+            "partition",
+        )
         self.root_writable = self._gauge("root_writable", "1 while the probe write succeeds.")
         self._stitched = self._encoded = 0
         self._show_every_label()
+        for partition in partitions:
+            self.partition_waiting.labels(partition=partition)
+            self.partition_last_delivery.labels(partition=partition)
+            self.partition_oldest_seconds.labels(partition=partition)
 
     def wrote(self, write: Write, encoded: int, committed: int, seconds: float) -> None:
         """Count a block that was written; bytes as in `consumer.storage.Written`."""
@@ -98,7 +123,7 @@ class Metrics:
             self.held_bytes.labels(kind=kind)
         for operation in ("write", "open", "park", "announce", "lone"):
             self.retries.labels(operation=operation)
-        for connection in ("consume", "publish"):
+        for connection in ("consume", "publish", "partition"):
             self.reconnects.labels(connection=connection)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

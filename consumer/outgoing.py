@@ -32,8 +32,8 @@ class Letter:
     ----------
     operation : str
         What it is published for: `park` or `announce`.
-    comes_again : bool
-        Whether it need not be sent once the deliveries are lost, since it will be asked for again.
+    comes_again_on : int or None
+        The channel with which it is lost: it need not be sent then, it will be asked for again.
     identity : str
         Of a message that must find a queue: also its header `x-tiles-parking-id`.
     done : callable
@@ -46,7 +46,7 @@ class Letter:
     body: bytes
     properties: Any
     done: Callable[[bool], None]
-    comes_again: bool = False
+    comes_again_on: int | None = None
     identity: str = ""
     returned: bool = False
 
@@ -90,12 +90,12 @@ class Outgoing:
         body = event.model_dump_json(exclude_none=True).encode()
         self.publish(Letter("announce", exchange, event.routing_key, body, properties, done))
 
-    def drop_waiting(self) -> None:
-        """Let go of what was not sent yet and will be asked for again."""
+    def drop_waiting(self, channel: int) -> None:
+        """Let go of what was not sent yet and is asked for again, since a channel was lost."""
         waiting, self._waiting = self._waiting, deque()
-        self._waiting.extend(letter for letter in waiting if not letter.comes_again)
+        self._waiting.extend(letter for letter in waiting if letter.comes_again_on != channel)
         for letter in waiting:
-            if letter.comes_again:
+            if letter.comes_again_on == channel:
                 letter.done(False)
 
     def _opened(self, channel: Channel) -> None:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from functools import partial
 
 from consumer.blocks import DeliveryId
-from consumer.broker import Settling
+from consumer.delivery import Settling
 from consumer.errors import ConsumerError, ParkError
 from consumer.handles import Handles, key_of
+from consumer.holdings import Holdings
 from consumer.inbox import Held, Inbox
 from consumer.metrics import Metrics
 from consumer.requests import Written
@@ -21,7 +22,7 @@ class Refusals:
 
     Parameters
     ----------
-    held : dict
+    held : Holdings
         All deliveries that are held; those that are acknowledged are taken out.
     parked : callable
         Hears of each delivery that is parked.
@@ -35,7 +36,7 @@ class Refusals:
         storage: Storage,
         inbox: Inbox,
         handles: Handles,
-        held: dict[DeliveryId, Held],
+        held: Holdings,
         metrics: Metrics,
         *,
         parked: Callable[[Held], None],
@@ -94,6 +95,6 @@ class Refusals:
         self, identity: DeliveryId, _written: Written | None, _error: ConsumerError | None
     ) -> None:
         self._parking.discard(identity)
-        if self._held.pop(identity, None) is not None:
+        if self._held.pop(identity) is not None:
             self._broker.acknowledge(identity)
         self._advance()

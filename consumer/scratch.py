@@ -94,6 +94,10 @@ class Scratch:
         self._thread.submit(self._read, stored).add_done_callback(done)
         return stored
 
+    def skip(self) -> None:
+        """Free the place of the oldest body, which nobody wants."""
+        self._size -= self._stored.popleft().size
+
     def clear(self) -> None:
         """Forget every body."""
         self._stored.clear()

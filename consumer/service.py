@@ -24,7 +24,7 @@ from consumer.metrics import Metrics
 from consumer.scratch import Scratch
 from consumer.settings import ENV_PREFIX, Settings
 from consumer.storage import Storage
-from consumer.topology import topology
+from consumer.topology import labels, topology
 
 TICK_S = 0.2
 _CLOSE_S = 2.0
@@ -40,7 +40,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._loop = Loop()
-        self._metrics = Metrics()
+        self._metrics = Metrics(labels(settings.partitions))
         self._health = Health(clock=time.monotonic, looped=time.monotonic())
         arena = Arena(_ARENA_FACTOR * settings.memory_budget_bytes)
         self._storage = Storage(settings, arena, self._post, self._stop)
@@ -105,7 +105,7 @@ class Service:
         if self._signalled and not self._health.draining:
             self._drain()
         self._flow.tick()
-        self._broker.watch(idle=self._flow.idle)
+        self._broker.watch()
         self._probe(now)
         if self._ended(now):
             self._loop.stop()

@@ -9,7 +9,7 @@ import re
 import socket
 import tempfile
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -33,6 +33,9 @@ from consumer.message import MAX_MESSAGE_BYTES
 ENV_PREFIX = "TILES_"
 # Half of the bodies' share takes the largest body, the other half its decompressed form.
 _MESSAGE_SHARE = 2 * BODY_SHARE
+
+# Of each partition, where there is room for so many of the largest.
+_PREFETCH = 1000
 
 # A consumer tag has at most 255 bytes; ours ends in nine of its own.
 _MAX_NAME_BYTES = 128
@@ -71,7 +74,40 @@ class Access(Endpoint, BaseSettings):
         return init_settings, env_settings, file_secret_settings, toml
 
 
-class Settings(Access):
+def ordinal(host: str) -> int:
+    """Return the number that ends the name of a StatefulSet's pod; 0 of any other host."""
+    found = re.search(r"-(\d{1,6})$", host)
+    return int(found[1]) if found else 0
+
+
+def most_deliveries(given: Mapping[str, Any]) -> int:
+    """Return the default of prefetch_count, from the settings that bound it."""
+    room = given["memory_budget_bytes"] + given["scratch_bytes"]
+    fit = room // (given["partitions"] * given["max_message_bytes"])
+    return max(1, min(_PREFETCH, int(fit)))
+
+
+class TopologySettings(Access):
+    """What decides the exchanges and queues; `consumer topology` needs no more."""
+
+    partitions: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Partition queues; the same for all replicas. More than one need the plugin "
+        "rabbitmq_consistent_hash_exchange.",
+    )
+    delivery_limit: int = Field(
+        1000, ge=10, description="The queues' delivery-limit, a backstop: deliveries of a message."
+    )
+    queue_max_bytes: ByteSize = Field(
+        ByteSize(32 << 30),
+        ge=1 << 20,
+        description="Each queue's max-length-bytes; beyond it publishers are refused.",
+    )
+
+
+class Settings(TopologySettings):
     """All settings of `consumer run`."""
 
     model_config = SettingsConfigDict(extra="forbid")
@@ -86,16 +122,12 @@ class Settings(Access):
     declare_topology: bool = Field(
         True, description="Declare exchanges and queues; false: only check that they are there."
     )
-    delivery_limit: int = Field(
-        1000, ge=10, description="The queue's delivery-limit, a backstop: deliveries of a message."
-    )
-    queue_max_bytes: ByteSize = Field(
-        ByteSize(32 << 30),
-        ge=1 << 20,
-        description="The queue's max-length-bytes; beyond it publishers are refused.",
-    )
-    prefetch_count: int = Field(
-        1000, ge=1, le=65535, description="Deliveries held at once, unacknowledged."
+    replica: int = Field(
+        default_factory=lambda: ordinal(socket.gethostname()),
+        ge=0,
+        le=999_999,
+        description="Which of the replicas this is, from 0: it takes over its share of the "
+        "partitions (RabbitMQ 4); default: the number that ends the host's name, else 0.",
     )
     consumer_timeout_s: Seconds = Field(
         1800.0, description="The broker's consumer_timeout, seconds."
@@ -151,6 +183,13 @@ class Settings(Access):
         ByteSize(16 << 30),
         ge=0,
         description="Disk for bodies beyond the budget, in an unlinked file.",
+    )
+    prefetch_count: int = Field(
+        default_factory=most_deliveries,
+        ge=1,
+        le=65535,
+        description="Deliveries of each partition held at once, unacknowledged; default: 1000, or "
+        "as many as partitions, max_message_bytes, memory_budget_bytes and scratch_bytes allow.",
     )
     scratch_folder: Path = Field(
         default_factory=lambda: Path(tempfile.gettempdir()),
@@ -241,13 +280,13 @@ class Settings(Access):
                 f"memory_budget_bytes {self.memory_budget_bytes} must be at least {_MESSAGE_SHARE} "
                 f"times max_message_bytes {self.max_message_bytes}"
             )
-        most = self.prefetch_count * self.max_message_bytes
+        most = self.partitions * self.prefetch_count * self.max_message_bytes
         if most > self.memory_budget_bytes + self.scratch_bytes:
             raise ValueError(
                 f"prefetch_count {self.prefetch_count} of max_message_bytes "
-                f"{self.max_message_bytes} make {most} bytes, over memory_budget_bytes "
-                f"{self.memory_budget_bytes} plus scratch_bytes {self.scratch_bytes}; lower the "
-                "first two or raise the last two"
+                f"{self.max_message_bytes} in each of partitions {self.partitions} make {most} "
+                f"bytes, over memory_budget_bytes {self.memory_budget_bytes} plus scratch_bytes "
+                f"{self.scratch_bytes}; lower the first two or raise the last two"
             )
         self._check_modes()
         return self
@@ -273,6 +312,11 @@ def load(arguments: Sequence[str], program: str = "consumer run") -> Settings:
 def load_access(arguments: Sequence[str], program: str) -> Access:
     """Return the settings that reach RabbitMQ; raises as `load` does."""
     return _load(Access, arguments, program)
+
+
+def load_topology(arguments: Sequence[str], program: str) -> TopologySettings:
+    """Return the settings that decide the topology; raises as `load` does."""
+    return _load(TopologySettings, arguments, program)
 
 
 def _load(model: type[Loaded], arguments: Sequence[str], program: str) -> Loaded:

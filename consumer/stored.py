@@ -78,12 +78,9 @@ class Stored:
         for key in [key for key in self._cache if key.array == array]:
             self.take(key)
 
-    def forget_all(self) -> None:
-        """Forget everything."""
-        for array in list(self._durable):
-            self._forget_durable(array)
-        while self.evict():
-            pass
+    def arrays(self) -> set[ArrayKey]:
+        """Return the arrays of which something is known."""
+        return {*self._durable, *(key.array for key in self._cache)}
 
     def _of(self, key: BlockKey) -> Coverage | None:
         found = self._durable.get(key.array, {}).get(key.block)

@@ -47,7 +47,10 @@ UNUSABLE: dict[str, tuple[str, Mapping[str, str]]] = {
     "scratch_folder absent": ("scratch_folder", {"TILES_SCRATCH_FOLDER": "/nowhere/at/all"}),
     "scratch_folder a file": ("scratch_folder", {"TILES_SCRATCH_FOLDER": __file__}),
     "scratch_folder not writable": ("scratch_folder", {"TILES_SCRATCH_FOLDER": "/proc"}),
-    "prefetch beyond the memory": ("prefetch_count", {"TILES_SCRATCH_BYTES": "0"}),
+    "prefetch beyond the memory": (
+        "prefetch_count",
+        {"TILES_SCRATCH_BYTES": "0", "TILES_PREFETCH_COUNT": "1000"},
+    ),
     "budget below a message": ("memory_budget_bytes", {"TILES_MEMORY_BUDGET_BYTES": "17MiB"}),
     "age beyond the broker's": ("max_age_s", {"TILES_MAX_AGE_S": "900"}),
     "wrong type": ("prefetch_count", {"TILES_PREFETCH_COUNT": "many"}),

@@ -8,9 +8,10 @@ from pika.adapters.select_connection import IOLoop, SelectConnection
 from pika.channel import Channel
 
 from benchmarks.cases import Case
+from consumer.declaring import declare
 from consumer.message import Encoded
 from consumer.settings import Settings
-from consumer.topology import establish, topology
+from consumer.topology import topology
 
 _WINDOW_BYTES = 32 << 20
 
@@ -46,10 +47,10 @@ class _Publisher:
 
     def _opened(self, channel: Channel) -> None:
         self._channel = channel
-        establish(channel, self._topology, declare=True, done=self._established)
+        declare(channel, self._topology, self._established)
 
     def _established(self) -> None:
-        self._channel.queue_purge(self._topology.partition.name)
+        self._channel.queue_purge(self._topology.partitions[0].name)
         self._channel.confirm_delivery(self._confirmed, callback=lambda _frame: self._advance())
 
     def _advance(self) -> None:

@@ -146,7 +146,7 @@ def _parameters(broker: RabbitMQ) -> pika.ConnectionParameters:
 def _declare(channel: Any) -> str:
     wanted = topology(Settings(output_root=Path()))
     channel.exchange_declare(wanted.tiles.name, wanted.tiles.type, durable=True)
-    queue = wanted.partition
+    queue = wanted.partitions[0]
     channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
     channel.queue_bind(queue.name, wanted.tiles.name, "#")
     return queue.name

@@ -83,7 +83,7 @@ class Bench:
         assert sent == case.message_count
 
     def _rival(self, writer: str, case: Case) -> Run:
-        queue = topology(Settings(output_root=self._root)).partition.name
+        queue = topology(Settings(output_root=self._root)).partitions[0].name
         command = [
             *(sys.executable, "-m", "benchmarks.rivals", writer, case.name),
             *("--host", self._broker.host, "--queue", queue, "--root", str(self._root)),

@@ -28,10 +28,10 @@ from consumer.arena import Arena
 from consumer.arrays import OpenArray
 from consumer.assembler import Assembler
 from consumer.blocks import DeliveryId, StoredArray
-from consumer.broker import Delivery
 from consumer.budget import Budget
 from consumer.connection import RECEIVE_BYTES
 from consumer.coverage import Box
+from consumer.delivery import Delivery
 from consumer.encoder import Objects
 from consumer.flow import Flow
 from consumer.message import Encoded, Envelope, Message, decode
@@ -85,7 +85,7 @@ class Stages:
         preload(broker.host, settings, self._case)
         drain = DrainOnly(self._folder, self._case)
         began = time.thread_time()
-        drain.run(broker.host, topology(settings).partition.name)
+        drain.run(broker.host, topology(settings).partitions[0].name)
         return (time.thread_time() - began) * 1e3 / self._mb
 
     def _received(self) -> float:

@@ -78,11 +78,11 @@ def declared(channel: Channel, **changed: Any) -> Channel:
     wanted = topology(Settings(output_root=Path(), topology_prefix=channel.prefix))
     for exchange in (wanted.tiles, wanted.parking, wanted.events):
         channel.channel.exchange_declare(exchange.name, exchange.type, durable=True)
-    for queue in (wanted.partition, wanted.parked):
-        arguments = queue.arguments | (changed if queue == wanted.partition else {})
+    for queue in wanted.queues:
+        arguments = queue.arguments | (changed if queue in wanted.partitions else {})
         channel.channel.queue_declare(queue.name, durable=True, arguments=arguments)
     for binding in wanted.bindings:
-        channel.channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
+        channel.channel.queue_bind(binding.destination, binding.source, binding.routing_key)
     return channel
 
 

@@ -33,10 +33,10 @@ def parking(producer: Channel) -> Channel:
     wanted = topology(Settings(output_root=Path(), topology_prefix=producer.prefix))
     for exchange in (wanted.tiles, wanted.parking, wanted.events):
         producer.channel.exchange_declare(exchange.name, exchange.type, durable=True)
-    for queue in (wanted.partition, wanted.parked):
+    for queue in wanted.queues:
         producer.channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
     for binding in wanted.bindings:
-        producer.channel.queue_bind(binding.queue, binding.exchange, binding.routing_key)
+        producer.channel.queue_bind(binding.destination, binding.source, binding.routing_key)
     return producer
 
 

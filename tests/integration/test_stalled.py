@@ -19,9 +19,10 @@ IMAGE = Image(0, "a.zarr", "x", (256, 256), 64, (("chunks", [1, 64, 64]),))
 _STALLS = """
 from pika import spec
 from pika.channel import Channel
-from consumer import broker
+from consumer import subscription
 
-_subscribed, _cancel, _stalled = broker.Broker._on_subscribed, Channel.basic_cancel, []
+_subscribed, _cancel = subscription.Subscription._note_subscribed, Channel.basic_cancel
+_stalled = []
 
 
 def stalls(self, tag):
@@ -36,8 +37,8 @@ def deaf(self, consumer_tag, callback=None):
         _cancel(self, consumer_tag, callback)
 
 
-broker.Broker._on_subscribed, Channel.basic_cancel = stalls, deaf
-broker._RENEWAL_S = 1.0
+subscription.Subscription._note_subscribed, Channel.basic_cancel = stalls, deaf
+subscription._RENEWAL_S = 1.0
 """
 
 
@@ -70,7 +71,7 @@ def test_a_stalled_subscription_is_renewed(
         wait_done(process, producer)
         metrics = process.metrics()
         assert metrics[RESUBSCRIBED] == told(process) == 1
-        assert metrics['tiles_reconnects_total{connection="consume"}'] == (0 if answered else 1)
+        assert metrics['tiles_reconnects_total{connection="partition"}'] == (0 if answered else 1)
         assert process.stop() == 0
     assert oracle.wrong(tmp_path / "root") == 0
 

@@ -72,6 +72,9 @@ class ModelScratch:
         body = self._bodies.popleft()
         done(SimpleNamespace(exception=lambda: None, result=lambda: body))
 
+    def skip(self) -> None:
+        self._bodies.popleft()
+
     def clear(self) -> None:
         self._bodies.clear()
 

@@ -20,7 +20,7 @@ from plan import Plan
 from violation import Violation
 
 from consumer.blocks import ArrayKey, BlockKey, DeliveryId, Write
-from consumer.broker import Delivery
+from consumer.delivery import Delivery
 from consumer.errors import ConsumerError, ParkError, StopError
 from consumer.events import ArrayCompleted, Event
 from consumer.journal import Begun
@@ -166,7 +166,7 @@ class Owner:
         old = self._new_channel()
         for done in old.asked:
             done(False)
-        self.flow.channel_lost()
+        self.flow.channel_lost(old.number)
 
     def end(self) -> None:
         """Lose the channel with the process."""
@@ -217,16 +217,18 @@ class Owner:
         self._call()
         self._announcing.append((event, done))
 
-    def round_trip(self, done: Callable[[bool], None]) -> None:
+    def round_trip(self, channel: int, done: Callable[[bool], None]) -> None:
         """Ask; it is answered later, or once the channel is lost."""
         self._call()
-        if self._giving_up:
+        if self._giving_up or channel != self.channel.number:
             self.posted.append(partial(done, False))
         else:
             self.channel.asked.append(done)
 
-    def reset(self, reason: str, *, hold: Callable[[], bool]) -> None:
+    def reset(self, channel: int, reason: str, *, hold: Callable[[], bool]) -> None:
         """Give up the channel."""
+        if channel != self.channel.number:
+            return
         self.says(f"the consumer gives everything back: {reason}")
         self._around.queue.requeue(self.channel, self._around.number)
         self.channel.unacked.clear()

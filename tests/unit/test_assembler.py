@@ -30,19 +30,29 @@ class Bench:
         self.last = 0
 
     def add(
-        self, start: Sequence[int], stop: Sequence[int], value: int = 7, array: ArrayKey = ARRAY
+        self,
+        start: Sequence[int],
+        stop: Sequence[int],
+        value: int = 7,
+        array: ArrayKey = ARRAY,
+        channel: int = 1,
     ) -> DeliveryId:
         """Deliver one tile."""
-        identity, placed = self.try_add(start, stop, value, array)
+        identity, placed = self.try_add(start, stop, value, array, channel)
         assert placed
         return identity
 
     def try_add(
-        self, start: Sequence[int], stop: Sequence[int], value: int = 7, array: ArrayKey = ARRAY
+        self,
+        start: Sequence[int],
+        stop: Sequence[int],
+        value: int = 7,
+        array: ArrayKey = ARRAY,
+        channel: int = 1,
     ) -> tuple[DeliveryId, bool]:
         """Deliver one tile for which there may be no room."""
         self.last += 1
-        identity = DeliveryId(1, self.last)
+        identity = DeliveryId(channel, self.last)
         tile = Tile(Box(tuple(start), tuple(stop)), value)
         placed = self.assembler.add(identity, array, LAYOUT, [tile], since=self.now, now=self.now)
         return identity, placed
@@ -60,6 +70,10 @@ class Bench:
     def held_but_spare(self) -> int:
         """Bytes held, without buffers that wait for another block."""
         return sum(nbytes for kind, nbytes in self.budget.held.items() if kind != "spare")
+
+    def lose(self, channel: int = 1, store: str = ARRAY.store) -> None:
+        """Lose a channel, and with it what is known of a store."""
+        self.assembler.lose(channel, {store})
 
     def wrote(self, write: Write) -> list[DeliveryId]:
         """Have a write succeed."""
@@ -244,7 +258,7 @@ def test_after_forgetting_everything_a_block_is_read_again() -> None:
     bench = Bench()
     bench.add((0, 0), (1, 1))
     bench.wrote(bench.due(drain=True))
-    bench.assembler.forget_all()
+    bench.lose()
     bench.add((1, 1), (2, 2))
     assert bench.due(drain=True).merge
 
@@ -253,7 +267,7 @@ def test_a_base_that_was_read_before_everything_was_forgotten_is_not_used() -> N
     bench = Bench()
     bench.add((0, 0), (1, 1))
     write = bench.due(drain=True)
-    bench.assembler.forget_all()
+    bench.lose()
     bench.add((1, 1), (2, 2))
     bench.wrote(write)
     assert bench.due(drain=True).merge
@@ -266,7 +280,7 @@ def test_a_base_of_a_write_that_failed_after_everything_was_forgotten_is_not_use
     bench.add((0, 1), (4, 2))
     write = bench.due(drain=True)
     assert not write.merge, "over what the first one left"
-    bench.assembler.forget_all()
+    bench.lose()
     bench.add((0, 1), (4, 2))
     bench.assembler.failed(write)
     assert bench.due(drain=True).merge
@@ -323,7 +337,7 @@ def test_a_write_whose_deliveries_were_forgotten_leaves_nothing_behind(outcome: 
     bench = Bench()
     bench.add((0, 0), (4, 4))
     write = bench.due()
-    bench.assembler.forget_all()
+    bench.lose()
     if outcome == "wrote":
         assert bench.wrote(write) == []
     else:
@@ -394,3 +408,74 @@ def test_spare_buffers_can_be_given_back() -> None:
     assert bench.budget.held["spare"] == BLOCK_BYTES
     bench.assembler.release_spare()
     assert bench.budget.held["spare"] == 0
+
+
+# -- channels -----------------------------------------------------------------------------------
+
+OTHER = ArrayKey("other.zarr", "x")
+
+
+def test_a_lost_channel_takes_only_its_own_deliveries() -> None:
+    bench = Bench()
+    bench.add((0, 0), (1, 1))
+    kept = bench.add((0, 0), (1, 1), array=OTHER, channel=2)
+    bench.lose(1)
+    assert list(bench.assembler.deliveries()) == [kept]
+    write = bench.due(drain=True)
+    assert (write.key.array, bench.wrote(write), bench.next(drain=True)) == (OTHER, [kept], None)
+
+
+def test_a_block_that_two_channels_filled_keeps_the_tiles_of_the_one_that_is_left() -> None:
+    bench = Bench()
+    bench.add((0, 0), (4, 2))
+    kept = bench.add((0, 2), (4, 3), value=5, channel=2)
+    bench.lose(1)
+    write = bench.due(drain=True)
+    assert write.buffer[0, 2] == 5
+    assert write.deliveries == {kept}
+
+
+def test_what_was_kept_of_another_store_outlives_a_lost_channel() -> None:
+    bench = Bench()
+    bench.add((0, 0), (1, 1), array=OTHER, channel=2)
+    bench.wrote(bench.due(drain=True))
+    bench.lose(1)
+    bench.add((1, 1), (2, 2), array=OTHER, channel=2)
+    assert not bench.due(drain=True).merge
+
+
+def test_a_write_of_another_store_stays_current_when_a_channel_is_lost() -> None:
+    bench = Bench()
+    bench.add((0, 0), (1, 1))
+    bench.add((0, 0), (1, 1), array=OTHER, channel=2)
+    lost, kept = bench.due(drain=True), bench.due(drain=True)
+    bench.lose(1)
+    assert (lost.current, kept.current) == (False, True)
+
+
+def test_pressure_on_one_channel_writes_nothing_of_another() -> None:
+    bench = Bench()
+    bench.add((0, 0), (1, 1))
+    bench.add((0, 0), (1, 1), array=OTHER, channel=2)
+    assert bench.due(pressure={2}).key.array == OTHER
+    assert bench.next(pressure={2}) is None
+
+
+def test_under_pressure_the_channel_that_has_waited_longest_comes_first() -> None:
+    bench = Bench()
+    bench.add((0, 0), (1, 1), array=OTHER, channel=2)
+    bench.now += 1
+    bench.add((0, 0), (1, 1))
+    assert bench.due(pressure=True).key.array == OTHER
+
+
+def test_each_channels_oldest_delivery_ages_by_itself() -> None:
+    bench = Bench()
+    bench.add((0, 0), (1, 1))
+    bench.now += 90
+    bench.add((0, 0), (1, 1), array=OTHER, channel=2)
+    bench.now += 20
+    assert bench.due(idle=False).reason is Reason.AGE
+    assert bench.next(idle=False) is None
+    bench.now += 90
+    assert bench.due(idle=False).key.array == OTHER

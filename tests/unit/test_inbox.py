@@ -5,8 +5,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from consumer.blocks import DeliveryId
-from consumer.broker import Delivery
 from consumer.budget import Budget
+from consumer.delivery import Delivery
 from consumer.inbox import Held, Inbox
 from consumer.message import Envelope
 from consumer.scratch import ScratchFull

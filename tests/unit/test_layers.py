@@ -41,7 +41,18 @@ def _importers(library: str) -> set[str]:
     }
 
 
-_PIKA = {"broker", "checks", "connection", "copies", "outgoing", "parked", "sender", "topology"}
+_PIKA = {
+    "asking",
+    "broker",
+    "checks",
+    "connection",
+    "copies",
+    "declaring",
+    "outgoing",
+    "parked",
+    "sender",
+    "subscription",
+}
 
 
 @pytest.mark.parametrize(

@@ -311,7 +311,17 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
         "max_message_bytes",
     ),
     "prefetch beyond budget and scratch": ({"env": {"prefetch_count": "65535"}}, "prefetch_count"),
-    "scratch too small for the prefetch": ({"env": {"scratch_bytes": "0"}}, "scratch_bytes"),
+    "scratch too small for the prefetch": (
+        {"env": {"scratch_bytes": "0", "prefetch_count": "1000"}},
+        "scratch_bytes",
+    ),
+    "prefetch too large for so many partitions": (
+        {"env": {"partitions": "2", "prefetch_count": "1000"}},
+        "partitions",
+    ),
+    "no partition": ({"env": {"partitions": "0"}}, "partitions"),
+    "more partitions than there may be": ({"env": {"partitions": "257"}}, "partitions"),
+    "replica below 0": ({"env": {"replica": "-1"}}, "replica"),
     "age at a third of the timeout": ({"env": {"max_age_s": "600"}}, "max_age_s"),
     "timeout at three times the age": (
         {"env": {"consumer_timeout_s": "900"}},
@@ -477,3 +487,42 @@ def test_every_setting_but_the_output_root_has_a_default(name: str) -> None:
 
 def test_the_defaults_fit_together(loaded: Load) -> None:
     assert loaded().output_root == Path("out")
+
+
+# -- partitions and replicas --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "number"),
+    [
+        ("tiles-consumer-0", 0),
+        ("tiles-consumer-12", 12),
+        ("laptop", 0),
+        ("node7", 0),
+        ("tiles-consumer-7d9f8b6c5-x2x4z", 0),
+        ("ip-10-0-0-12345678", 0),
+    ],
+)
+def test_the_replica_is_the_number_that_ends_a_pods_name(
+    host: str, number: int, monkeypatch: pytest.MonkeyPatch, loaded: Load
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    assert loaded().replica == number
+    assert loaded(env={"replica": "5"}).replica == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [
+        ({}, 1000),
+        ({"partitions": "16"}, 68),
+        ({"partitions": "16", "max_message_bytes": "1MiB"}, 1000),
+        ({"partitions": "16", "prefetch_count": "20"}, 20),
+        ({"scratch_bytes": "0"}, 64),
+        ({"partitions": "256", "scratch_bytes": "4GiB"}, 1),
+    ],
+)
+def test_so_much_is_held_of_each_partition_that_all_of_it_has_room(
+    given: dict[str, str], count: int, loaded: Load
+) -> None:
+    assert loaded(env=given).prefetch_count == count

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from consumer.blocks import DeliveryId
-from consumer.broker import Delivery
+from consumer.delivery import Delivery
 from consumer.lone import suspect
 from consumer.message import Envelope
 

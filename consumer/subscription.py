@@ -1,0 +1,332 @@
+"""One partition's subscription: its channel, its deliveries that are not settled, its watchdog.
+
+A channel that is lost takes nothing with it but its own deliveries; it is opened anew on the same
+connection, with backoff and jitter.
+"""
+
+import itertools
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pika.adapters.select_connection import IOLoop
+from pika.channel import Channel
+
+from consumer.asking import Counts
+from consumer.blocks import DeliveryId
+from consumer.declaring import check_partition, declare_partition
+from consumer.delivery import Receiver, delivery_of
+from consumer.metrics import Metrics
+from consumer.settings import Settings
+from consumer.topology import Binding, Queue
+from consumer.watchdog import Watchdog
+
+# How long a new subscription on the same channel may take.
+_RENEWAL_S = 10.0
+# How often it is asked how many messages wait.
+_COUNT_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """What a subscription is to: its queue with its bindings, by label, and with what priority."""
+
+    label: str
+    queue: Queue
+    bindings: tuple[Binding, ...]
+    priority: int
+
+
+class Subscription:
+    """Consumes one partition's queue, and settles what came on its channel.
+
+    Parameters
+    ----------
+    numbers : iterator of int
+        Gives each channel a number of its own.
+    subscribed : callable
+        Hears of each subscription that the broker has confirmed.
+    lost : callable
+        Hears of the number of each channel that is gone.
+
+    Attributes
+    ----------
+    number : int
+        The channel's; 0 while there is none.
+    """
+
+    def __init__(
+        self,
+        loop: IOLoop,
+        settings: Settings,
+        partition: Partition,
+        metrics: Metrics,
+        counts: Counts,
+        numbers: Iterator[int],
+        *,
+        subscribed: Callable[[], None],
+        lost: Callable[[int], None],
+    ) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._partition = partition
+        self._metrics = metrics
+        self._counts = counts
+        self._numbers = numbers
+        self._on_subscribed = subscribed
+        self._on_lost = lost
+        self.receiver: Receiver | None = None
+        self.number = 0
+        self._connection: Any = None
+        self._channel: Channel | None = None
+        self._consumer_tag = ""
+        # Delivery tags in the order of delivery, and those of them to be acknowledged next.
+        self._unsettled: dict[int, None] = {}
+        self._acknowledged: set[int] = set()
+        self._watchdog = Watchdog(settings.stalled_s)
+        self._counted = 0.0
+        self._attempts = 0
+        self._hold: Callable[[], bool] = lambda: False
+        self._giving_up = self._draining = False
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether deliveries can come."""
+        return bool(self._consumer_tag)
+
+    @property
+    def lives(self) -> bool:
+        """Whether the channel is open, and not being given up."""
+        return self._channel is not None and self._channel.is_open and not self._giving_up
+
+    # -- the channel ----------------------------------------------------------------------------
+
+    def attach(self, connection: Any) -> None:
+        """Subscribe on a new connection, where the queue has just been declared."""
+        self._connection, self._attempts = connection, 0
+        self._open(declared=self._settings.declare_topology)
+
+    def detach(self) -> None:
+        """Take note that the connection is gone."""
+        self._connection = None
+        self._lose()
+
+    def reset(self, reason: str, *, hold: Callable[[], bool] = lambda: False) -> None:
+        """Give up the channel with all its deliveries, and subscribe again once `hold` allows."""
+        channel = self._channel
+        if channel is None or self._giving_up:
+            return
+        log.warning(
+            "closing a channel", extra={"queue": self._partition.queue.name, "reason": reason}
+        )
+        self._hold, self._giving_up, self._consumer_tag = hold, True, ""
+        if channel.is_open:
+            channel.close()
+
+    def cancel(self) -> None:
+        """Ask for no more deliveries; those that came stay ours."""
+        self._draining = True
+        if self._channel is not None and self._channel.is_open and self._consumer_tag:
+            self._channel.basic_cancel(self._consumer_tag)
+            self._consumer_tag = ""
+
+    def _open(self, *, declared: bool = False) -> None:
+        connection = self._connection
+        if connection is None or not connection.is_open or self._draining:
+            return
+        if self._hold():
+            self._loop.call_later(
+                self._settings.reconnect_max_s / 4, partial(self._again, connection)
+            )
+            return
+        connection.channel(on_open_callback=partial(self._opened, declared))
+
+    def _again(self, connection: Any) -> None:
+        if connection is self._connection and self._channel is None:
+            self._open()
+
+    def _opened(self, declared: bool, channel: Channel) -> None:
+        channel.add_on_close_callback(self._on_close)
+        channel.add_on_cancel_callback(lambda _frame: self.reset("cancelled by the broker"))
+        self._channel, self.number = channel, next(self._numbers)
+        queue = self._partition.queue
+        if declared:
+            self._subscribe()
+        elif self._settings.declare_topology:
+            declare_partition(channel, queue, self._partition.bindings, self._subscribe)
+        else:
+            check_partition(channel, queue, self._subscribe)
+
+    def _on_close(self, channel: Channel, reason: BaseException) -> None:
+        if channel is not self._channel:
+            return
+        given_up = self._giving_up
+        self._lose()
+        if self._connection is None or not self._connection.is_open or self._draining:
+            return
+        waits = self._settings
+        most = min(waits.reconnect_max_s, waits.reconnect_min_s * 2.0**self._attempts)
+        wait = random.uniform(most / 2, most)  # noqa: S311 - jitter
+        self._attempts = min(self._attempts + 1, 16)
+        if not given_up:
+            log.warning(
+                "a channel was closed; opening another",
+                extra={
+                    "queue": self._partition.queue.name,
+                    "error": str(reason),
+                    "wait_s": round(wait, 2),
+                },
+            )
+        self._metrics.reconnects.labels(connection="partition").inc()
+        self._loop.call_later(wait, partial(self._again, self._connection))
+
+    def _lose(self) -> None:
+        channel, number = self._channel, self.number
+        self._channel, self.number, self._consumer_tag = None, 0, ""
+        self._giving_up = False
+        self._unsettled.clear()
+        self._acknowledged.clear()
+        if channel is not None:
+            self._on_lost(number)
+
+    # -- the subscription -----------------------------------------------------------------------
+
+    def _subscribe(self) -> None:
+        channel = self._channel
+        if channel is None or not channel.is_open or self._draining:
+            return
+        channel.basic_qos(prefetch_count=self._settings.prefetch_count)
+        tag = f"{self._settings.consumer_name}-{secrets.token_hex(4)}"
+        channel.basic_consume(
+            self._partition.queue.name,
+            partial(self._on_message, self.number),
+            consumer_tag=tag,
+            arguments={"x-priority": self._partition.priority},
+            callback=lambda _frame: self._note_subscribed(tag),
+        )
+
+    def _note_subscribed(self, tag: str) -> None:
+        if not self.lives or self._draining:
+            return
+        self._consumer_tag = tag
+        self._attempts, self._hold = 0, lambda: False
+        self._watchdog.note_subscribed(time.monotonic())
+        log.info("subscribed", extra={"queue": self._partition.queue.name, "consumer_tag": tag})
+        self._on_subscribed()
+
+    def _on_message(
+        self, number: int, channel: Any, method: Any, properties: Any, body: bytes
+    ) -> None:
+        if number != self.number or self._giving_up or self.receiver is None:
+            return
+        identity = DeliveryId(number, method.delivery_tag)
+        try:
+            delivery = delivery_of(identity, method, properties)
+        except Exception:
+            # Raised into pika, it would cost the connection, and again after each redelivery.
+            log.exception("a delivery cannot be understood; rejecting it to the parking queue")
+            channel.basic_reject(identity.tag, requeue=False)
+            return
+        self._unsettled[identity.tag] = None
+        self._watchdog.note_delivery(time.monotonic())
+        self._metrics.partition_last_delivery.labels(partition=self._partition.label).set(
+            time.time()
+        )
+        self.receiver.deliver(delivery, body)
+
+    def _renew(self) -> None:
+        channel, tag = self._channel, self._consumer_tag
+        if channel is None or not channel.is_open:
+            return
+        self._consumer_tag = ""
+        channel.basic_cancel(tag, callback=lambda _frame: self._subscribe())
+        self._loop.call_later(_RENEWAL_S, partial(self._check_renewed, channel))
+
+    def _check_renewed(self, channel: Channel) -> None:
+        if channel is self._channel and not self._consumer_tag and not self._draining:
+            self.reset("the broker does not answer a cancelled subscription")
+
+    # -- settling -------------------------------------------------------------------------------
+
+    def acknowledge(self, tag: int) -> bool:
+        """Acknowledge; return whether that is still to be done.
+
+        Those of one turn of the loop go out together.
+        """
+        if not self.lives or tag not in self._unsettled:
+            return False
+        if not self._acknowledged:
+            self._loop.call_later(0, self.send_acknowledgements)
+        self._acknowledged.add(tag)
+        return True
+
+    def requeue(self, tag: int) -> None:
+        """Have the broker deliver it again."""
+        if self.lives and self._channel is not None:
+            self._unsettled.pop(tag, None)
+            self._channel.basic_nack(tag, requeue=True)
+
+    def reject(self, tag: int) -> bool:
+        """Have the broker dead-letter it; return whether that can still be done."""
+        if not self.lives or self._channel is None:
+            return False
+        self._unsettled.pop(tag, None)
+        self._channel.basic_reject(tag, requeue=False)
+        return True
+
+    def send_acknowledgements(self) -> None:
+        """Acknowledge at once what was delivered first and next to each other, then the rest."""
+        channel, settled = self._channel, self._acknowledged
+        self._acknowledged = set()
+        if channel is None or not channel.is_open:
+            return
+        first = list(itertools.takewhile(settled.__contains__, self._unsettled))
+        if first:
+            channel.basic_ack(first[-1], multiple=True)
+        for tag in sorted(settled.difference(first)):
+            channel.basic_ack(tag)
+        for tag in settled:
+            self._unsettled.pop(tag, None)
+
+    # -- watching -------------------------------------------------------------------------------
+
+    def watch(self, held_s: float | None) -> None:
+        """Ask now and then what waits, and subscribe anew where messages wait and none comes.
+
+        Parameters
+        ----------
+        held_s : float or None
+            How long the oldest delivery of the channel is held; None where none is.
+        """
+        now, label = time.monotonic(), self._partition.label
+        self._metrics.partition_oldest_seconds.labels(partition=label).set(held_s or 0.0)
+        if not self.lives:
+            return
+        if held_s is not None or not self.subscribed:
+            self._watchdog.note_busy(now)
+        if self._watchdog.is_due(now) or now - self._counted > _COUNT_S:
+            self._counted = now
+            self._counts.ask(self._partition.queue.name, partial(self._note_count, self.number))
+
+    def _note_count(self, number: int, found: Any) -> None:
+        ready, consumers = found.message_count, found.consumer_count
+        if number != self.number or not self.subscribed:
+            return
+        # Where a quorum queue's leader is silent, RabbitMQ answers 0 and 0; we are a consumer.
+        if ready or consumers:
+            self._metrics.partition_waiting.labels(partition=self._partition.label).set(ready)
+        if not self._watchdog.answered(ready, consumers, time.monotonic()):
+            return
+        log.info(
+            "messages wait and none comes; subscribing anew",
+            extra={"queue": self._partition.queue.name, "ready": ready, "consumers": consumers},
+        )
+        self._metrics.resubscribed.inc()
+        self._renew()
