@@ -108,9 +108,11 @@ def rolling(stage: Stage) -> None:
         ended = time.time()
         stage.wait_all_delivered(watch, ended, "after the restart")
     pauses = {each: longest_pause(watch.seen(each), began, ended) for each in stage.labels}
-    worst = max(pauses, key=lambda each: pauses[each])
-    stage.figures["pause_s"] = pauses[worst]
-    if pauses[worst] > _RESTARTING_S:
-        rounded = {each: round(pause, 1) for each, pause in pauses.items()}
-        stage.problem(f"partitions paused for over {_RESTARTING_S:g} s: {rounded}")
+    stage.figures["pause_s"] = max(pause.seconds for pause in pauses.values())
+    for label, pause in pauses.items():
+        if pause.seconds > _RESTARTING_S:
+            stage.problem(
+                f"{label} paused for {pause.seconds:.1f} s, over {_RESTARTING_S:g} s, "
+                f"between {pause.last} and {pause.following}"
+            )
     stage.finish(watch)

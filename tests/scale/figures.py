@@ -22,10 +22,25 @@ def spread(active: Mapping[str, Sequence[str]], replicas: Collection[str]) -> in
     return max(counts.values()) - min(counts.values())
 
 
-def longest_pause(times: Iterable[float], begin: float, end: float) -> float:
+@dataclass(frozen=True)
+class Pause:
+    """A time without deliveries: how long, and to whom the last and the next came, if any."""
+
+    seconds: float
+    last: str
+    following: str
+
+
+def longest_pause(deliveries: Mapping[float, str], begin: float, end: float) -> Pause:
     """Return the longest time without a delivery within a span of time, its ends included."""
-    within = sorted(time for time in times if begin < time < end)
-    return max(later - earlier for earlier, later in pairwise([begin, *within, end]))
+    within = sorted(time for time in deliveries if begin < time < end)
+    return max(
+        (
+            Pause(later - earlier, deliveries.get(earlier, "-"), deliveries.get(later, "-"))
+            for earlier, later in pairwise([begin, *within, end])
+        ),
+        key=lambda pause: pause.seconds,
+    )
 
 
 def taken_over(deliveries: Mapping[float, str], since: float, victim: str) -> float | None:

@@ -4,6 +4,7 @@ import pytest
 
 from scale.brokers import actives
 from scale.figures import (
+    Pause,
     Tenure,
     Write,
     interleaved,
@@ -55,11 +56,16 @@ def test_only_active_consumers_count_and_their_tags_tell_the_replica() -> None:
 
 
 def test_a_pause_at_the_end_counts() -> None:
-    assert longest_pause([1.0, 2.0, 3.0], 0.0, 9.0) == 6.0
+    assert longest_pause({1.0: "r0", 2.0: "r0", 3.0: "r1"}, 0.0, 9.0) == Pause(6.0, "r1", "-")
 
 
 def test_a_pause_without_any_delivery_is_the_whole_span() -> None:
-    assert longest_pause([20.0], 0.0, 9.0) == 9.0
+    assert longest_pause({20.0: "r0"}, 0.0, 9.0).seconds == 9.0
+
+
+def test_a_pause_tells_between_whom_it_was() -> None:
+    deliveries = {1.0: "r0", 2.0: "r0", 5.0: "r1", 6.0: "r1"}
+    assert longest_pause(deliveries, 0.5, 7.0) == Pause(3.0, "r0", "r1")
 
 
 def test_the_victims_own_deliveries_take_nothing_over() -> None:
