@@ -73,10 +73,10 @@ def _fail(stage: Stage, watch: Watch, number: signal.Signals, limit_s: float) ->
         stage.problem(f"{what}: taken over after {seconds:.2f} s, over {limit_s:g} s: {took}")
     if number == signal.SIGKILL:
         kill(victim)
-        victim.start()
+        victim.start(ready=False)
     else:
         fleet.signal_all(family, signal.SIGCONT)
-        victim.wait_ready()
+    stage.wait_ready(victim)
     stage.wait_balanced(f"after {what}", _PATIENCE_S)
     return seconds
 
@@ -103,7 +103,8 @@ def rolling(stage: Stage) -> None:
         began = time.time()
         for replica in reversed(stage.replicas):
             stage.end(replica)
-            replica.start()
+            replica.start(ready=False)
+            stage.wait_ready(replica)
         stage.wait_balanced("after the restart", _PATIENCE_S)
         ended = time.time()
         stage.wait_all_delivered(watch, ended, "after the restart")

@@ -101,7 +101,8 @@ def concurrent(stage: Stage) -> None:
         for victim in stage.replicas[1:3]:
             fleet.signal_all(fleet.processes(victim), signal.SIGKILL)
             stage.wait_all_delivered(watch, time.time(), f"without {fleet.name(victim)}")
-            victim.start()
+            victim.start(ready=False)
+            stage.wait_ready(victim)
             stage.wait_balanced("after a kill", 60.0)
         stage.wait_all_delivered(watch, time.time(), "at the end")
     stage.finish(watch)

@@ -145,8 +145,8 @@ class Stage:
     def prepare(self, count: int, **settings: Any) -> list[list[Any]]:
         """Make replicas, have one declare the topology, and choose stores of each partition."""
         self.add_replicas(count, **settings)
-        self.replicas[0].start()
-        fleet.stopped(self.replicas[0])
+        self.scale_to(1)
+        self.scale_to(0)
         with self.channel() as channel:
             placed = load.routed(channel, self.queues, load.keys(_KEYS))
         images = load.images(placed)
@@ -183,7 +183,15 @@ class Stage:
                 replica.start(ready=False)
         in_parallel([partial(self.end, each) for each in self.replicas[count:]])
         for replica in self.replicas[:count]:
-            replica.wait_ready()
+            self.wait_ready(replica)
+
+    def wait_ready(self, replica: ConsumerProcess) -> None:
+        """Wait until a replica is subscribed to all partitions."""
+        wait_until(
+            lambda: replica.status("/readyz") == 200,
+            lambda: f"{fleet.name(replica)} ready:\n{replica.tail()}",
+            _PATIENCE_S,
+        )
 
     def end(self, replica: ConsumerProcess) -> None:
         """Send SIGTERM and wait; an exit code is a problem."""
@@ -267,7 +275,7 @@ class Stage:
             found = examine(self.root, self.oracle.confirmed)
             if not found.lost or number == _ROUNDS - 1:
                 break
-            self.replicas[0].start()
+            self.scale_to(1)
         self.figures |= {"lost": found.lost, "corrupt": found.corrupt, "foreign": found.foreign}
         if found.lost or found.corrupt or found.foreign:
             self.problem(f"lost {found.lost}, corrupt {found.corrupt}, foreign {found.foreign}:")

@@ -44,11 +44,11 @@ def _measure(stage: Stage, partitions: int, number: int) -> float:
     name = f"{stage.name}{partitions}n{number}"
     with Stage(name, stage.broker, stage.balancing, options, partitions) as one:
         one.add_defaults()
-        replica = one.replicas[0].start()
-        one.end(replica)
+        one.scale_to(1)
+        one.scale_to(0)
+        replica = one.replicas[0]
         count = _fill(one, images)
-        replica.start(ready=False)
-        replica.wait_ready()
+        one.scale_to(1)
         marks = []
         for share in (_FIRST, 1.0):
             wanted = int(share * count)
