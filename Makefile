@@ -3,7 +3,7 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-full test-node test-careamics contract bench bench-quick bench-stages bench-publishing chaos chaos-quick soak scale test-brokers lint requirements clean
+.PHONY: help demo test test-full test-node test-careamics contract topology bench bench-quick bench-stages bench-publishing chaos chaos-quick soak scale test-brokers lint requirements clean
 
 help: ## List these commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,11 @@ contract: ## Write the documents of the wire contract anew.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)
 	.venv/bin/consumer schema asyncapi > deploy/contract/asyncapi.json
 	.venv/bin/consumer schema json > deploy/contract/tiles.schema.json
+
+topology: ## Write the definitions for RabbitMQ anew.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	@mkdir -p deploy/rabbitmq
+	.venv/bin/consumer topology show --definitions --partitions 16 > deploy/rabbitmq/definitions.json
 
 bench: ## Measure throughput against other writers; takes about half an hour.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)

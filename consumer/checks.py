@@ -9,25 +9,16 @@ no consumer starts.
 import queue
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import pika
 from pika.exceptions import (
-    AMQPError,
-    ChannelClosedByBroker,
     ConnectionBlockedTimeout,
-    NackError,
-    UnroutableError,
 )
 
-from consumer.connection import cause_of, parameters, prepare_pika
-from consumer.endpoint import Endpoint
+from consumer.connection import parameters, prepare_pika
 from consumer.errors import PublishError
 from consumer.findings import Check, Finding, Verdict
-from consumer.sender import why_not_connected
+from consumer.questions import FORBIDDEN, NOT_FOUND, Channels, Reply, connected
 from consumer.settings import Settings
 from consumer.topology import Exchange, Queue, topology
 
@@ -35,7 +26,6 @@ _ANSWER_S = 3.0
 _FIRST_VERSION = (3, 10, 0)
 _PRODUCTION_VERSION = (4, 1, 2)
 _HANGING_VERSIONS = (4, 3, 0), (4, 3, 5)
-_FORBIDDEN, _NOT_FOUND = 403, 404
 _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\d+)")
 _USE = "use 4.1.2 or newer, but not 4.3.0 to 4.3.5"
 _REMEDY = "see whether RabbitMQ and the network to it are well"
@@ -75,15 +65,6 @@ def version(check: str, product: str, text: str) -> Finding:
     return Finding.ok(check, said)
 
 
-@dataclass(frozen=True, slots=True)
-class _Reply:
-    """The broker's answer: a result, or the code and words with which it closed the channel."""
-
-    result: Any = None
-    code: int = 0
-    words: str = ""
-
-
 class _Broker:
     """The questions. Each has a connection of its own, so that none inherits another's trouble."""
 
@@ -97,7 +78,7 @@ class _Broker:
         """Yield whether a node lets us in, and its version."""
         check = f"node {host}"
         try:
-            with _connected(self._settings, host) as connection:
+            with connected(self._settings, host, _WORD) as connection:
                 about = connection._impl.server_properties  # noqa: SLF001 - pika shows it nowhere else
                 yield version(check, str(about.get("product")), str(about.get("version")))
                 self._host = host
@@ -119,16 +100,14 @@ class _Broker:
             said = f"none of {', '.join(hosts)} lets us in"
             yield Finding.failed("RabbitMQ", said, "see what is said of the nodes")
 
-    def ask(
-        self, check: str, look: Callable[["_Channels"], Iterator[Finding]]
-    ) -> Iterator[Finding]:
+    def ask(self, check: str, look: Callable[[Channels], Iterator[Finding]]) -> Iterator[Finding]:
         """Yield what a check finds, or why it could not look."""
         if not self._host:
             yield Finding.unknown(check, "not looked at: no connection to RabbitMQ")
             return
         try:
-            with _connected(self._settings, self._host) as connection:
-                yield from look(_Channels(connection))
+            with connected(self._settings, self._host, _WORD) as connection:
+                yield from look(Channels(connection))
         except PublishError as error:
             said, _, remedy = str(error).rpartition("; ")
             yield Finding.failed(check, said, remedy)
@@ -136,7 +115,7 @@ class _Broker:
             said = "RabbitMQ takes nothing from publishers: it is short of memory or disk"
             yield Finding.failed(check, said, "clear its alarm: rabbitmq-diagnostics alarms")
 
-    def plugins(self, _channels: "_Channels") -> Iterator[Finding]:
+    def plugins(self, _channels: Channels) -> Iterator[Finding]:
         """Yield which plugins are needed."""
         if self._wanted.ring is None:
             said = "none is needed with one partition; which are enabled cannot be told over AMQP"
@@ -146,7 +125,7 @@ class _Broker:
         said += f"enabled shows in whether exchange {self._wanted.ring.name} is there"
         yield Finding.ok("plugins", said)
 
-    def topology(self, channels: "_Channels") -> Iterator[Finding]:
+    def topology(self, channels: Channels) -> Iterator[Finding]:
         """Yield what of exchanges and queues is missing or differs."""
         wanted = self._wanted
         things: tuple[Exchange | Queue, ...] = (*wanted.exchanges, *wanted.queues)
@@ -164,7 +143,7 @@ class _Broker:
                 ),
             )
 
-    def permissions(self, channels: "_Channels") -> Iterator[Finding]:
+    def permissions(self, channels: Channels) -> Iterator[Finding]:
         """Yield whether the user may consume, park and announce."""
         parking, events = self._wanted.parking.name, self._wanted.events.name
         tries = {
@@ -177,17 +156,17 @@ class _Broker:
         }
         user, may = self._user(), []
         for act, (right, reply) in tries.items():
-            if reply.code == _FORBIDDEN:
+            if reply.code == FORBIDDEN:
                 said = f"user {user!r} may not {act}: {reply.words}"
                 yield Finding.failed("permissions", said, f"give it the right to {right} that")
-            elif reply.code == _NOT_FOUND:
+            elif reply.code == NOT_FOUND:
                 yield Finding.unknown("permissions", f"to {act}: {reply.words}")
             else:
                 may.append(act)
         if may:
             yield Finding.ok("permissions", f"user {user!r} may {', '.join(may)}")
 
-    def message_size(self, channels: "_Channels") -> Iterator[Finding]:
+    def message_size(self, channels: Channels) -> Iterator[Finding]:
         """Yield whether the broker takes the largest message, by sending one that it refuses."""
         size = int(self._settings.max_message_bytes)
         reply = self._refused(channels, self._wanted.parking.name, bytes(size))
@@ -202,7 +181,7 @@ class _Broker:
             f"TILES_MAX_MESSAGE_BYTES to {found[1]}",
         )
 
-    def _compared(self, channels: "_Channels", thing: Exchange | Queue) -> Finding | None:
+    def _compared(self, channels: Channels, thing: Exchange | Queue) -> Finding | None:
         """Return what is wrong with an exchange or a queue, looking first whether it is there.
 
         Only then is it declared: RabbitMQ compares the arguments, and changes nothing.
@@ -210,7 +189,7 @@ class _Broker:
         declares = self._settings.declare_topology
         what = f"{type(thing).__name__.lower()} {thing.name}"
         reply = channels.declared(thing, passive=True)
-        if reply.code == _NOT_FOUND:
+        if reply.code == NOT_FOUND:
             if declares:
                 said = f"there is no {what} yet"
                 return Finding.warning("topology", said, "start `consumer run`, which declares it")
@@ -218,10 +197,10 @@ class _Broker:
             return Finding.failed("topology", f"there is no {what}", remedy)
         if not reply.code:
             reply = channels.declared(thing, passive=False)
-        if reply.code == _FORBIDDEN and not declares:
+        if reply.code == FORBIDDEN and not declares:
             said = f"{what} is there; its arguments are compared only for who may configure it"
             return Finding.unknown("topology", said)
-        if reply.code == _FORBIDDEN:
+        if reply.code == FORBIDDEN:
             remedy = "give the right to configure it, or set TILES_DECLARE_TOPOLOGY=false"
             said = f"user {self._user()!r} may not declare {what}: {reply.words}"
             return Finding.failed("topology", said, remedy)
@@ -230,85 +209,13 @@ class _Broker:
             return Finding.failed("topology", reply.words, remedy)
         return None
 
-    def _depths(self, channels: "_Channels") -> str:
+    def _depths(self, channels: Channels) -> str:
         queues = self._wanted.queues
         counts = [(q.name, channels.declared(q, passive=True).result.method) for q in queues]
         return ", ".join(f"{name} holds {found.message_count} messages" for name, found in counts)
 
-    def _refused(self, channels: "_Channels", exchange: str, body: bytes = b"") -> _Reply:
+    def _refused(self, channels: Channels, exchange: str, body: bytes = b"") -> Reply:
         return channels.refused_message(exchange, body, f"not {self._user()}")
 
     def _user(self) -> str:
         return str(parameters(self._settings, self._host, _WORD).credentials.username)
-
-
-class _Channels:
-    """Asks on a connection, each question on a channel of its own: a refusal closes it."""
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    def declared(self, thing: Exchange | Queue, *, passive: bool) -> _Reply:
-        """Look whether something is there, or declare it."""
-        if isinstance(thing, Exchange):
-            return self._reply(
-                lambda channel: channel.exchange_declare(
-                    thing.name, thing.type, passive=passive, durable=True
-                )
-            )
-        return self._reply(
-            lambda channel: channel.queue_declare(
-                thing.name, passive=passive, durable=True, arguments=thing.arguments
-            )
-        )
-
-    def refused_consumer(self, name: str) -> _Reply:
-        """Ask for a consumer whose priority is none."""
-        arguments = {"x-priority": _WORD}
-        return self._reply(
-            lambda channel: channel.basic_consume(name, lambda *_: None, arguments=arguments)
-        )
-
-    def refused_message(self, exchange: str, body: bytes, nobody: str) -> _Reply:
-        """Publish a message that expires never and is of another user."""
-        properties = pika.BasicProperties(expiration=_WORD, user_id=nobody)
-
-        def publish(channel: Any) -> None:
-            channel.confirm_delivery()
-            channel.basic_publish(exchange, _WORD, body, properties, mandatory=True)
-
-        return self._reply(publish)
-
-    def _reply(self, ask: Callable[[Any], Any]) -> _Reply:
-        channel = self._connection.channel()
-        try:
-            result = ask(channel)
-        except (UnroutableError, NackError):
-            result = None
-        except ChannelClosedByBroker as error:
-            return _Reply(code=error.reply_code, words=error.reply_text)
-        channel.close()
-        return _Reply(result)
-
-
-@contextmanager
-def _connected(endpoint: Endpoint, host: str) -> Iterator[Any]:
-    """Yield a connection to one node.
-
-    Raises
-    ------
-    PublishError
-        Where the node cannot be reached, refuses, or is lost.
-    """
-    here = endpoint.model_copy(update={"hosts": (host,)})
-    try:
-        config = parameters(here, host, _WORD)
-        config.socket_timeout = config.blocked_connection_timeout = _ANSWER_S
-        config.stack_timeout = _ANSWER_S
-        connection = pika.BlockingConnection(config)
-        yield connection
-        connection.close()
-    except ConnectionBlockedTimeout:
-        raise
-    except (AMQPError, OSError, ValueError) as error:
-        raise why_not_connected(here, cause_of(error)) from None

@@ -18,6 +18,7 @@ COMMANDS = {
     "reset": "forget what is written of an array",
     "publish": "publish an image tile by tile",
     "parked": "list, show, replay, export or drop parked tiles",
+    "topology": "show, check, declare or change exchanges and queues",
     "schema": "print the wire contract for other languages",
 }
 _LISTED = "\n".join(f"  {name:<10} {purpose}" for name, purpose in COMMANDS.items())

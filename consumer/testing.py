@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -57,12 +58,18 @@ class RabbitMQ:
     `stop` and `start` in between keep its data; `kill` is a crash.
     """
 
-    def __init__(self, *, extra_config: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        extra_config: str = "",
+        plugins: Sequence[str] = ("rabbitmq_consistent_hash_exchange",),
+    ) -> None:
         self._command = server_command()
         self.port = free_port()
         self._folder = Path(tempfile.mkdtemp(prefix="rabbitmq-"))
         self._epmd_port, self._dist_port = free_port(), free_port()
         self._extra_config = extra_config
+        self._plugins = plugins
         self._server: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
 
@@ -141,7 +148,7 @@ class RabbitMQ:
             "vm_memory_high_watermark.absolute = 4GB\n"
             "log.console = true\nlog.file = false\n" + self._extra_config
         )
-        (self._folder / "plugins").write_text("[rabbitmq_consistent_hash_exchange].\n")
+        (self._folder / "plugins").write_text(f"[{','.join(self._plugins)}].\n")
 
     def _environment(self) -> dict[str, str]:
         folder = self._folder

@@ -8,7 +8,8 @@ from pydantic import ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from consumer.settings import Access, load_access
+from consumer.settings import Access, TopologySettings, load_access
+from consumer.settings import load_topology as _load_topology
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +43,23 @@ def load(options: argparse.Namespace, program: str) -> Access:
     UnusableSettings
         With one line that names the setting and what would be right.
     """
-    given = {name: value for name, value in vars(options).items() if name in Access.model_fields}
-    return load_access([_word(name, value) for name, value in given.items()], program)
+    return load_access(_given(options, Access), program)
+
+
+def add_topology_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each setting that decides the topology, and how to reach RabbitMQ."""
+    about = "Each is also an environment variable: TILES_PARTITIONS and so on."
+    add_group(parser, "RabbitMQ", about, TopologySettings.model_fields)
+
+
+def load_topology(options: argparse.Namespace, program: str) -> TopologySettings:
+    """Return the settings that decide the topology; raises as `load` does."""
+    return _load_topology(_given(options, TopologySettings), program)
+
+
+def _given(options: argparse.Namespace, model: type[Access]) -> list[str]:
+    given = {name: value for name, value in vars(options).items() if name in model.model_fields}
+    return [_word(name, value) for name, value in given.items()]
 
 
 def _word(name: str, value: Any) -> str:

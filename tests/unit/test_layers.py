@@ -13,12 +13,16 @@ PURE = (
     "blocks",
     "budget",
     "coverage",
+    "definitions",
+    "holdings",
+    "homes",
     "ledger",
     "ledger_format",
     "pace",
     "placement",
     "runs",
     "stored",
+    "topology",
     "watchdog",
 )
 
@@ -50,6 +54,7 @@ _PIKA = {
     "declaring",
     "outgoing",
     "parked",
+    "questions",
     "sender",
     "subscription",
 }
