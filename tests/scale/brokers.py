@@ -129,9 +129,9 @@ def as_broker(broker: AnyBroker) -> RabbitMQ:
     return cast(RabbitMQ, broker)
 
 
-def version(broker: AnyBroker) -> str:
+def version(broker: RabbitMQ | Cluster) -> str:
     """Return the version of the broker that really runs, from its own greeting."""
-    connection = pika.BlockingConnection(parameters(as_broker(broker)))
+    connection = pika.BlockingConnection(parameters(cast(RabbitMQ, broker)))
     try:
         found: Any = connection._impl.server_properties["version"]
     finally:
