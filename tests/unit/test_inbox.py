@@ -35,6 +35,12 @@ class MemoryScratch:
     def next_size(self) -> int:
         return len(self.bodies[0])
 
+    def skip(self) -> None:
+        self.bodies.pop(0)
+
+    def clear(self) -> None:
+        self.bodies.clear()
+
     def get(self, done: Callable[[Any], None]) -> None:
         body = self.bodies.pop(0)
         done(SimpleNamespace(exception=lambda: None, result=lambda: body))
@@ -54,10 +60,10 @@ def _inbox(capacity: int = 10_000) -> tuple[Inbox, Budget]:
     return inbox, budget
 
 
-def _held(tag: int) -> Held:
+def _held(tag: int, channel: int = 1) -> Held:
     properties = SimpleNamespace(message_id=None)
     envelope = Envelope("a.zarr", "tiles.v1", None)
-    return Held(Delivery(DeliveryId(1, tag), envelope, properties, 0), 0.0)
+    return Held(Delivery(DeliveryId(channel, tag), envelope, properties, 0), 0.0)
 
 
 def _take_all(inbox: Inbox) -> list[int]:
@@ -94,3 +100,42 @@ def test_a_body_beyond_the_scratch_file_too_does_not_cost_the_channel() -> None:
         inbox.put(_held(tag), bytes(size))
     assert _take_all(inbox) == sizes
     assert not any(budget.held.values())
+
+
+def test_a_lost_channel_takes_its_bodies_out_of_memory_and_scratch_file() -> None:
+    inbox, budget = _inbox()
+    sizes = {(1, 1): 60, (2, 2): 50, (1, 3): 70, (2, 4): 80, (1, 5): 90}
+    for (channel, tag), size in sizes.items():
+        inbox.put(_held(tag, channel), bytes(size))
+    inbox.drop(1)
+    assert (inbox.holds(1), inbox.holds(2), len(inbox)) == (False, True, 2)
+    assert _take_all(inbox) == [50, 80]
+    assert not any(budget.held.values())
+
+
+def test_the_last_lost_channel_leaves_nothing_in_the_scratch_file() -> None:
+    inbox, budget = _inbox()
+    for tag in range(5):
+        inbox.put(_held(tag, tag % 2), bytes(90))
+    inbox.drop(0)
+    inbox.drop(1)
+    assert (len(inbox), inbox.head(), any(budget.held.values())) == (0, None, False)
+    inbox.put(_held(9, 2), bytes(30))
+    assert _take_all(inbox) == [30]
+
+
+def test_a_body_that_is_read_while_its_channel_is_lost_is_dropped() -> None:
+    inbox, budget = _inbox()
+    posted: list[Callable[[], None]] = []
+    for tag in range(4):
+        inbox.put(_held(tag, tag % 2), bytes(90))
+    inbox._post = posted.append  # from here on answers wait
+    while (held := inbox.head()) is not None:
+        inbox.pop()
+        inbox.release(held)
+    inbox.load()
+    inbox.drop(0)
+    inbox.drop(1)
+    for answer in posted:
+        answer()
+    assert (len(inbox), inbox.head(), any(budget.held.values())) == (0, None, False)

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -255,3 +256,16 @@ class held_up:  # noqa: N801 - reads as a statement
 
     def __exit__(self, *_: object) -> None:
         self._go.set()
+
+
+def test_a_body_that_is_skipped_gives_its_place_to_another(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path, 10)
+    read: SimpleQueue[bytes] = SimpleQueue()
+    for body in (b"aaaa", b"bbbb"):
+        scratch.put(body, lambda _error: None)
+    scratch.skip()
+    scratch.put(b"cccccc", lambda _error: None)
+    for _ in range(2):
+        scratch.get(lambda ended: read.put(ended.result()))
+    assert [read.get(timeout=60) for _ in range(2)] == [b"bbbb", b"cccccc"]
+    scratch.close()
