@@ -5,7 +5,7 @@ SIDE_BY_SIDE = --numprocesses 3 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-full test-node test-careamics contract alerts topology bench bench-quick bench-stages bench-publishing chaos chaos-quick soak lint requirements clean
+.PHONY: help demo test test-full test-node test-careamics contract alerts topology bench bench-quick bench-stages bench-publishing chaos chaos-quick soak scale test-brokers lint requirements clean
 
 help: ## List these commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,16 @@ chaos-quick: ## The same in short; takes six minutes.
 soak: ## A random mix of faults for an hour; ARGS="--minutes 10" for less.
 	@$(MAKE) --no-print-directory chaos ARGS="--scenario soak $(ARGS)"
 
+scale: ## Many replicas on many partitions, on one broker and on three; ARGS="--quick" in short.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	@deploy/scripts/setup-rabbitmq
+	@PYTHONPATH=.:tests .venv/bin/python -m scale $(ARGS)
+
+test-brokers: ## Test on RabbitMQ 4.0 and 4.3; takes root. SUITES="trixie sid", QUICK=1 for less.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	@deploy/scripts/setup-rabbitmq
+	@deploy/scripts/test-brokers $(or $(SUITES),trixie sid)
+
 lint: ## Check style and types.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)
 	.venv/bin/python -m ruff check .
@@ -91,5 +101,5 @@ requirements: ## Pin anew what the images install.
 	deploy/scripts/compile-requirements $(PYTHON)
 
 clean: ## Remove what these commands made, but no results.
-	rm -rf .venv .venv-3.13 .venv-careamics .venv-careamics-older .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-3.13 .venv-careamics .venv-careamics-older .rabbitmq .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find consumer tests -name __pycache__ -prune -exec rm -rf {} +

@@ -32,6 +32,9 @@ class Receiver(Protocol):
     def held_s(self, channel: int) -> float | None:
         """Return how long the oldest delivery of a channel is held; None where none is."""
 
+    def withheld(self, channel: int) -> None:
+        """Settle what is held of a channel: messages wait, and another is to get them then."""
+
 
 class Settling(Protocol):
     """Where deliveries are settled."""

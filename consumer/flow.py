@@ -252,6 +252,11 @@ class Flow:
         since = self._held.oldest(channel)
         return None if since is None else self._clock() - since
 
+    def withheld(self, channel: int) -> None:
+        """Write and settle what is held of a channel: another gets no messages before."""
+        self._held.withhold(channel)
+        self.advance()
+
     def close(self) -> None:
         """Let go of every array."""
         self._lone.end()
@@ -351,7 +356,8 @@ class Flow:
         """Return whether there is no room, or on which channels no more comes."""
         if self._intake.starved:
             return True
-        return {channel for channel in self._held.full if not self._inbox.holds(channel)}
+        stopped = self._held.full | self._held.withheld
+        return {channel for channel in stopped if not self._inbox.holds(channel)}
 
     def _paused(self, array: ArrayKey, now: float) -> bool:
         return self._handles.opened(array) is None or self._faulty(array.store, now)

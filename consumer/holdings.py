@@ -18,12 +18,15 @@ class Holdings:
     ----------
     full : set of int
         Channels on which no more comes before something is settled.
+    withheld : set of int
+        Channels on which no more comes at all, until something does.
     """
 
     def __init__(self, prefetch: int) -> None:
         self._prefetch = prefetch
         self._of: dict[int, dict[DeliveryId, Held]] = {}
         self.full: set[int] = set()
+        self.withheld: set[int] = set()
 
     def __len__(self) -> int:
         return sum(map(len, self._of.values()))
@@ -50,8 +53,14 @@ class Holdings:
         identity = held.delivery.id
         of_channel = self._of.setdefault(identity.channel, {})
         of_channel[identity] = held
+        self.withheld.discard(identity.channel)
         if len(of_channel) >= self._prefetch:
             self.full.add(identity.channel)
+
+    def withhold(self, channel: int) -> None:
+        """Take note that messages wait which are not delivered on a channel."""
+        if channel in self._of:
+            self.withheld.add(channel)
 
     def pop(self, identity: DeliveryId) -> Held | None:
         """Return and forget a delivery; None where it is not held."""
@@ -61,9 +70,11 @@ class Holdings:
             self.full.discard(identity.channel)
         if not of_channel:
             self._of.pop(identity.channel, None)
+            self.withheld.discard(identity.channel)
         return held
 
     def drop(self, channel: int) -> list[Held]:
         """Return and forget everything of a channel."""
         self.full.discard(channel)
+        self.withheld.discard(channel)
         return list(self._of.pop(channel, {}).values())

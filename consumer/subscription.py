@@ -31,6 +31,8 @@ from consumer.watchdog import Watchdog
 _RENEWAL_S = 10.0
 # How often it is asked how many messages wait.
 _COUNT_S = 10.0
+# The same while deliveries are held and nothing comes: another replica may be about to take over.
+_WITHHELD_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ class Subscription:
         self._unsettled: dict[int, None] = {}
         self._acknowledged: set[int] = set()
         self._watchdog = Watchdog(settings.stalled_s)
-        self._counted = 0.0
+        self._counted = self._delivered = 0.0
         self._attempts = 0
         self._hold: Callable[[], bool] = lambda: False
         self._giving_up = self._draining = False
@@ -237,7 +239,8 @@ class Subscription:
             channel.basic_reject(identity.tag, requeue=False)
             return
         self._unsettled[identity.tag] = None
-        self._watchdog.note_delivery(time.monotonic())
+        self._delivered = time.monotonic()
+        self._watchdog.note_delivery(self._delivered)
         self._metrics.partition_last_delivery.labels(partition=self._partition.label).set(
             time.time()
         )
@@ -313,9 +316,21 @@ class Subscription:
             return
         if held_s is not None or not self.subscribed:
             self._watchdog.note_busy(now)
-        if self._watchdog.is_due(now) or now - self._counted > _COUNT_S:
+        if self._watchdog.is_due(now) or now - self._counted > self._count_s(now):
             self._counted = now
             self._counts.ask(self._partition.queue.name, partial(self._note_count, self.number))
+
+    def _count_s(self, now: float) -> float:
+        return _WITHHELD_S if self._withheld(now) else _COUNT_S
+
+    def _withheld(self, now: float) -> bool:
+        """Whether nothing comes though there is room.
+
+        To whom a partition is handed over, RabbitMQ delivers only once we have settled all that we
+        hold, and nobody tells us.
+        """
+        room = 0 < len(self._unsettled) < self._settings.prefetch_count
+        return room and now - self._delivered > _WITHHELD_S
 
     def _note_count(self, number: int, found: Any) -> None:
         ready, consumers = found.message_count, found.consumer_count
@@ -324,6 +339,8 @@ class Subscription:
         # Where a quorum queue's leader is silent, RabbitMQ answers 0 and 0; we are a consumer.
         if ready or consumers:
             self._metrics.partition_waiting.labels(partition=self._partition.label).set(ready)
+        if ready and self.receiver is not None and self._withheld(time.monotonic()):
+            self.receiver.withheld(number)
         if not self._watchdog.answered(ready, consumers, time.monotonic()):
             return
         log.info(

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from conftest import MakeConsumer
 from consumer.testing import RabbitMQ
 from consumer.topology import labels
 from faults import Image, Oracle
 from harness import Channel, ConsumerProcess, wait_until
 from operating import topology
+from scale.brokers import version
 
 PLAIN = (("chunks", [1, 64, 64]),)
 COUNT = 4
@@ -195,3 +198,29 @@ def test_a_changed_number_of_partitions_loses_nothing(
             assert removed.code == 0, removed.said
             assert new.stop() == 0
     assert oracle.wrong(tmp_path / "root") == 0
+
+
+def test_who_hands_a_partition_over_does_not_keep_it_waiting(
+    make_consumer: MakeConsumer, producer: Channel, tmp_path: Path, broker: RabbitMQ
+) -> None:
+    if int(version(broker).split(".")[0]) < 4:
+        pytest.skip("only RabbitMQ 4 hands partitions over while both replicas live")
+    oracle, wanted = Oracle(), images(12)
+    # Half of a block's tiles: with nothing else to write it, it is held for very long.
+    first, second = make_two(make_consumer, idle_s=300, max_age_s=500)
+    with first:
+        send_half(producer, oracle, wanted, 0)
+        wait_until(lambda: first.metrics()["tiles_unacknowledged"] == len(wanted), first.tail)
+        with second:
+            send_half(producer, oracle, wanted, 1)
+            wait_until(lambda: bool(delivered(second.metrics())), second.tail, 120.0)
+            assert (first.stop(), second.stop()) == (0, 0)
+    assert oracle.wrong(tmp_path / "root") == 0
+
+
+def send_half(producer: Channel, oracle: Oracle, wanted: list[Image], half: int) -> None:
+    """Publish every other tile of some images, one message for each image."""
+    for image in wanted:
+        places = image.places()[half::2]
+        producer.publish(image.message(*places))
+        oracle.note(image, *places)

@@ -48,3 +48,33 @@ def test_a_lost_channel_takes_only_its_own() -> None:
 
 def test_what_is_not_held_is_not_there() -> None:
     assert holding(held(1, 1)).pop(DeliveryId(1, 2)) is None
+
+
+def test_a_channel_is_withheld_until_something_comes_on_it() -> None:
+    found = holding(held(1, 1), prefetch=10)
+    found.withhold(1)
+    assert found.withheld == {1}
+    found.add(held(1, 2))
+    assert found.withheld == set()
+
+
+def test_a_channel_of_which_nothing_is_held_is_not_withheld() -> None:
+    found = holding()
+    found.withhold(1)
+    assert found.withheld == set()
+
+
+def test_a_channel_stays_withheld_until_all_of_it_is_settled() -> None:
+    found = holding(held(1, 1), held(1, 2), prefetch=10)
+    found.withhold(1)
+    found.pop(DeliveryId(1, 1))
+    assert found.withheld == {1}
+    found.pop(DeliveryId(1, 2))
+    assert found.withheld == set()
+
+
+def test_a_channel_that_is_lost_is_not_withheld() -> None:
+    found = holding(held(1, 1))
+    found.withhold(1)
+    found.drop(1)
+    assert found.withheld == set()

@@ -1,0 +1,1 @@
+"""Many replicas on many partitions, on one broker and on a cluster."""
