@@ -24,8 +24,10 @@ class Bench:
         self.faults = Faults(30.0)
         self.given_up: list[str] = []
         self.starved = False
-        self.storage: Any = SimpleNamespace(root_writable=True, close_array=lambda _array: None)
-        self.assembler: Any = SimpleNamespace(
+        self.storage: Any
+        self.assembler: Any
+        self.storage = SimpleNamespace(root_writable=True, close_array=lambda _array: None)
+        self.assembler = SimpleNamespace(
             writing=0,
             channels=lambda store: [int(store)] if int(store) in self.held.channels else [],
             stores_of=lambda channel: {str(channel)},
@@ -39,9 +41,10 @@ class Bench:
         nothing: Any = SimpleNamespace(
             channel_lost=lambda _channel: None, drop=lambda _channel: None
         )
+        broker: Any = SimpleNamespace(reset=self._reset)
         self.losses = Losses(
             SETTINGS,
-            SimpleNamespace(reset=self._reset),  # type: ignore[arg-type]  # what is used of it
+            broker,
             self.storage,
             nothing,
             self.assembler,
