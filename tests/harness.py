@@ -124,6 +124,19 @@ class Channel:
             return False
         return True
 
+    def wait_delivered(self, queue: str) -> None:
+        """Return once the consumers of a queue have got all that was in it.
+
+        A count of 0 alone is no proof: a quorum queue whose leader does not answer in time counts
+        0 messages, and 0 consumers too.
+        """
+
+        def delivered() -> bool:
+            counts = self.channel.queue_declare(queue, passive=True).method
+            return bool(counts.consumer_count and not counts.message_count)
+
+        wait_until(delivered, f"everything in {queue} delivered", 120)
+
     def drain(self, queue: str) -> list[tuple[Any, bytes]]:
         """Take everything out of a queue: properties and body of each message."""
         found: list[tuple[Any, bytes]] = []

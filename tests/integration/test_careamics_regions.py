@@ -14,7 +14,7 @@ import zarr
 from consumer.careamics import PublishTiles
 from consumer.errors import PublishError
 from consumer.testing import RabbitMQ, free_port
-from harness import voxels, wait_until
+from harness import voxels
 from regions import Values, region, tiles
 from stitching import Stitching, identical, running
 
@@ -47,7 +47,7 @@ def regions(generation: str, image: Values, axes: str, shape: tuple[int, ...], *
 def stored(run: Stitching, path: str = "run1/d_output.zarr", array: str = "g1/img") -> Values:
     """Return an array's voxels, once every tile that was confirmed is settled."""
     queue = f"{run.producer.prefix}.00"
-    wait_until(lambda: run.producer.depth(queue) == 0, "everything delivered")
+    run.producer.wait_delivered(queue)
     assert run.consumer.stop() == 0
     assert run.parked() == []
     return np.asarray(zarr.open_array(run.root / path, path=array, mode="r")[:])

@@ -385,7 +385,7 @@ def test_1_000_parked_tiles_are_all_written_though_replay_is_killed_twice(
 
     assert parking.depth(parked_queue(parking)) == 0
     with make_consumer() as consumer:
-        wait_until(lambda: parking.depth(tiles_queue(parking)) == 0, "an empty queue")
+        parking.wait_delivered(tiles_queue(parking))
         assert consumer.stop() == 0
     stored = zarr.open_array(tmp_path / "root/p/a.zarr", path="x", mode="r")
     wanted = np.repeat(np.arange(1, 1001, dtype="float32"), SIDE)

@@ -21,7 +21,7 @@ from conftest import MakeConsumer
 from consumer.tensors import read
 from consumer.testing import free_port
 from consumer.tiling import tile_places
-from harness import Channel, wait_until
+from harness import Channel
 
 
 def save_zarr(path: Path, image: npt.NDArray[Any]) -> str:
@@ -79,7 +79,7 @@ def test_an_image_ends_in_the_array_as_it_is(
         options = ["--store", "p/a.zarr", "--array", "x", "--tile", tile, "--overlap", "2"]
         done = publish(producer, source, *options)
         assert done.returncode == 0, done.stderr
-        wait_until(lambda: producer.depth(f"{producer.prefix}.00") == 0, "an empty queue")
+        producer.wait_delivered(f"{producer.prefix}.00")
         assert consumer.stop() == 0
 
     assert done.stderr.startswith("published ")
@@ -96,7 +96,7 @@ OPTIONS = ["--store", "p/a.zarr", "--array", "x", "--tile", "64", "--overlap", "
 def written(make_consumer: MakeConsumer, producer: Channel) -> None:
     """Have what is in the queue written."""
     with make_consumer() as consumer:
-        wait_until(lambda: producer.depth(f"{producer.prefix}.00") == 0, "an empty queue")
+        producer.wait_delivered(f"{producer.prefix}.00")
         assert consumer.stop() == 0
 
 

@@ -429,7 +429,7 @@ def test_published_tiles_end_in_the_array(
             opened.publish(array, image[:, :150], (0, 0), crop_coords=[0, 0], crop_size=[140, 200])
             for y in range(140, 300, 10):
                 opened.publish(array, image[:, y : y + 10], (y, 0))
-        wait_until(lambda: producer.depth(f"{producer.prefix}.00") == 0, "an empty queue")
+        producer.wait_delivered(f"{producer.prefix}.00")
         assert consumer.stop() == 0
 
     stored = zarr.open_array(tmp_path / "root/p/a.zarr", path="x", mode="r")
