@@ -18,9 +18,6 @@ from harness import ConsumerProcess, wait_until
 from manifests import NAME, Manifest, Rendered
 from sandbox import Mount, Sandbox
 
-# More than one partition needs a plugin that not every RabbitMQ here has.
-LEFT_OUT = frozenset({"TILES_PARTITIONS"})
-
 
 class SecretFiles:
     """The files of a Secret as the kubelet writes them: links, all changed in one step."""
@@ -74,7 +71,7 @@ class Pod(ConsumerProcess):
         self.environment = {
             **image.environment,
             "HOSTNAME": f"{NAME}-0",
-            **{name: value for name, value in named.items() if name not in LEFT_OUT},
+            **named,
             "TILES_HOSTS": ",".join(f"{host}:{broker_port}" for host in self.hosts),
             "TILES_HTTP_PORT": str(self.port),
             **changed,

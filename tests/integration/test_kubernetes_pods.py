@@ -154,7 +154,8 @@ def production(
     authority = certificates.authority.read_text()
     port = free_port()
     with RabbitMQ(extra_config=_tls(port, certificates, definitions)) as running:
-        _declare(running, folder)
+        named = rendered.environment(rendered.pod)
+        _declare(running, folder, int(named["TILES_PARTITIONS"]))
         yield Site(rendered, running, port, secret | {"ca.crt": authority}, definitions)
 
 
@@ -170,9 +171,10 @@ def _tls(port: int, certificates: Certificates, definitions: Path) -> str:
     )
 
 
-def _declare(broker: RabbitMQ, folder: Path) -> None:
+def _declare(broker: RabbitMQ, folder: Path, partitions: int) -> None:
     """Declare the topology, as an administrator does."""
-    with ConsumerProcess(broker, folder / "root", folder / "declare.log") as declaring:
+    log = folder / "declare.log"
+    with ConsumerProcess(broker, folder / "root", log, partitions=partitions) as declaring:
         assert declaring.stop() == 0
 
 
