@@ -74,6 +74,7 @@ class Stage:
     problems: list[str] = field(default_factory=list)
     oracle: Oracle = field(default_factory=Oracle)
     replicas: list[ConsumerProcess] = field(default_factory=list)
+    producers: list[Producer] = field(default_factory=list)
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
@@ -170,7 +171,9 @@ class Stage:
         """Publish tiles of some images for as long as the block is entered."""
         endless = load.tiles(images, random.Random(self.chance.random()))
         messages = (publish_tile(self.oracle, tile) for tile in endless)
-        return Producer(as_broker(self.broker), self.name, messages, rate=rate)
+        producer = Producer(as_broker(self.broker), self.name, messages, rate=rate)
+        self.producers.append(producer)
+        return producer
 
     def running(self) -> list[str]:
         """Return the names of the replicas that run."""
@@ -233,15 +236,11 @@ class Stage:
         parts = [f"{queue[-2:]}: {','.join(seen.get(queue, ['-']))}" for queue in self.queues]
         return f"running {','.join(self.running())}; active {' '.join(parts)}"
 
-    def wait_some_delivered(self, watch: Watch, since: float, what: str) -> None:
-        """Wait until any partition had a delivery after a time."""
+    def wait_published(self, producer: Producer, more: int) -> None:
+        """Wait until so many more tiles are confirmed."""
+        wanted = producer.published + more
         try:
-            wait_until(
-                lambda: bool(watch.delivered_since(self.labels, since)),
-                f"{what}: any delivery",
-                _PATIENCE_S,
-                poll_s=0.1,
-            )
+            wait_until(lambda: producer.published >= wanted, f"{more} more tiles", _PATIENCE_S)
         except AssertionError as error:
             self.problem(str(error))
 
@@ -265,7 +264,8 @@ class Stage:
 
     def finish(self, watch: Watch | None = None) -> None:
         """Let the replicas do the rest, end them, and compare every voxel with what was sent."""
-        self.figures["tiles"] = self.oracle.count
+        published = sum(producer.published for producer in self.producers)
+        self.figures |= {"tiles": self.oracle.count, "published": published or self.oracle.count}
         # A count of 0 may come from a queue whose leader is silent: then there is another round.
         for number in range(_ROUNDS):
             self.wait_idle()
