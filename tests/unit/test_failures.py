@@ -72,7 +72,10 @@ class Suspects:
     def begin(self, fingerprint: str) -> None:
         """Begin to handle one, which the journal knows."""
         held: Any = SimpleNamespace(
-            delivery=SimpleNamespace(id=DeliveryId(1, 1)), fingerprint=fingerprint, since=0.0
+            number=1,
+            delivery=SimpleNamespace(id=DeliveryId(1, 1)),
+            fingerprint=fingerprint,
+            since=0.0,
         )
         self.inbox.head.return_value = self.inbox.first.return_value = held
         self.inbox.suspects.return_value = [held]
