@@ -1,6 +1,5 @@
 """A connection to RabbitMQ that comes back, and what pika needs to outlive what it receives."""
 
-import contextlib
 import logging
 import random
 import ssl
@@ -188,10 +187,8 @@ class Connection:
     def close(self) -> None:
         """Close for good."""
         self._closing = True
-        if self._attempt is not None:
-            # Which pika asserts not to be in the middle of a handshake: that then ends by itself.
-            with contextlib.suppress(AssertionError):
-                self._attempt.abort()
+        if self._attempt is not None and not shakes_hands(self._attempt):
+            self._attempt.abort()
         _close(self._connection)
 
     def drop(self) -> None:
@@ -298,6 +295,16 @@ def _tls(endpoint: Endpoint, server: str) -> pika.SSLOptions | None:
 
 def _from_file(path: Path | None) -> str:
     return path.read_text().strip() if path else ""
+
+
+def shakes_hands(attempt: Any) -> bool:
+    """Whether an attempt to connect is in the middle of AMQP's handshake.
+
+    pika cannot abort it then: it would lose the connection and leave the socket open. It ends by
+    itself, and is closed then.
+    """
+    connector = attempt._connector  # noqa: SLF001 - pika tells nobody
+    return connector is not None and connector._amqp_conn is not None  # noqa: SLF001 - as above
 
 
 def _close(connection: SelectConnection | None) -> None:

@@ -338,7 +338,12 @@ def reason_of(error: ValidationError, *, secret: Collection[str] = ()) -> str:
     The values of fields in `secret` are not shown, nor then those of unknown fields: they may be
     misspelt.
     """
-    first, *others = error.errors(include_url=False)
+    first, *others = (
+        each
+        for each in error.errors(include_url=False)
+        # It follows from another error, which is there as well.
+        if each["type"] != "default_factory_not_called"
+    )
     where = ".".join(str(part) for part in first["loc"])
     given = first.get("input")
     # Whole objects are not shown: among settings they hold the password.

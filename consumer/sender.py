@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pika
@@ -155,13 +156,7 @@ class Sender:
         # A broker that blocks publishers does not read that we close.
         self._loop.call_later(0 if self._blocked else _CLOSE_S, self._connection.drop)
         self._loop.call_later(2 * _CLOSE_S, self._loop.stop)
-        self._stop_once_closed()
-
-    def _stop_once_closed(self) -> None:
-        if self._connection.closed:
-            self._loop.stop()
-        else:
-            self._loop.call_later(_POLL_S, self._stop_once_closed)
+        _stop_once_closed(self._loop, self._connection)
 
     # -- the connection -----------------------------------------------------------------------
 
@@ -301,10 +296,18 @@ def _end(loop: IOLoop, connection: Connection) -> None:
     with contextlib.suppress(Exception):
         connection.close()
         connection.drop()
-        loop.call_later(0, loop.stop)
+        loop.call_later(_CLOSE_S, loop.stop)
+        loop.call_later(0, partial(_stop_once_closed, loop, connection))
         loop.start()
     with contextlib.suppress(Exception):
         loop.close()
+
+
+def _stop_once_closed(loop: IOLoop, connection: Connection) -> None:
+    if connection.closed:
+        loop.stop()
+    else:
+        loop.call_later(_POLL_S, partial(_stop_once_closed, loop, connection))
 
 
 def _hosts(endpoint: Endpoint) -> str:

@@ -160,9 +160,11 @@ def test_a_password_is_never_shown_with_an_unusable_setting(tmp_path: Path) -> N
         "run",
         TILES_OUTPUT_ROOT=str(tmp_path),
         TILES_PASSWORD="open-sesame",
+        TILES_PREFETCH_COUNT="1000",
         TILES_SCRATCH_BYTES="0",
     )
     assert ended.returncode == 2
+    assert "prefetch_count" in ended.stderr
     assert "open-sesame" not in ended.stderr
 
 
@@ -304,7 +306,7 @@ def test_the_metric_is_there_before_its_first_case(after_a_run: Any, name: str) 
 def test_no_metric_has_a_label_from_an_open_set(after_a_run: Any) -> None:
     metrics, _ = after_a_run
     labels = set(re.findall(r'(\w+)="', "\n".join(metrics)))
-    assert labels <= {"reason", "kind", "operation", "connection", "le"}
+    assert labels <= {"reason", "kind", "operation", "connection", "partition", "le"}
 
 
 def test_tiles_and_bytes_are_counted_exactly(after_a_run: Any) -> None:
@@ -360,7 +362,7 @@ def test_log_lines_can_be_text(make_consumer: MakeConsumer) -> None:
     with make_consumer(log_format="text") as consumer:
         assert consumer.stop() == 0
     assert any(
-        re.search(r"INFO consumer\.broker subscribed queue='", s) for s in log_lines(consumer)
+        re.search(r"INFO consumer\.subscription subscribed queue='", s) for s in log_lines(consumer)
     )
 
 

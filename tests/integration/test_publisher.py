@@ -1,5 +1,6 @@
 """The publisher against a real broker: mistakes told in one line, outages waited out, none lost."""
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ import pytest
 import zarr
 
 from conftest import MakeConsumer
+from consumer.connection import shakes_hands
 from consumer.contract import MESSAGE_TYPE
 from consumer.errors import NotCompleted, PublishError, QueueFull, Unroutable
 from consumer.events import ArrayCompleted, ArrayEvent, ArrayProgress
@@ -271,7 +273,7 @@ def strike(sender: Sender, when: Callable[[], bool] = lambda: True) -> None:
     def broken() -> None:
         if when():
             raise RuntimeError("a defect")
-        sender._loop.call_later(0.01, broken)
+        sender._loop.add_callback_threadsafe(broken)
 
     sender._loop.add_callback_threadsafe(broken)
 
@@ -283,6 +285,23 @@ def test_a_tile_that_waits_for_company_survives_a_defect_in_the_thread(producer:
         strike(sender_of(opened))
 
         wait_until(lambda: producer.depth(queue) == 1, "the tile in the queue")
+
+
+def test_a_defect_in_the_middle_of_a_handshake_leaves_no_socket_open(producer: Channel) -> None:
+    queue = declare(producer)
+
+    def connecting() -> bool:
+        attempt = sender._connection._attempt
+        return attempt is not None and shakes_hands(attempt)
+
+    with publisher(producer) as opened:
+        opened.publish(ARRAY, TILE, (0, 0))
+        sender = sender_of(opened)
+        before = sender._loop
+        strike(sender, connecting)
+        wait_until(lambda: producer.depth(queue) == 1, "the tile in the queue")
+    assert sender._loop is not before
+    gc.collect()  # which warns of sockets that nobody closed; warnings are errors
 
 
 def test_a_defect_while_a_refused_tile_waits_does_not_stop_sending(producer: Channel) -> None:

@@ -391,6 +391,10 @@ def test_the_impossible_is_refused_in_one_line(given: dict[str, Any], loaded: Lo
     assert len(_refusal(lambda: _given(loaded, given)).splitlines()) == 1
 
 
+def test_what_follows_from_a_wrong_setting_is_not_counted_as_another(loaded: Load) -> None:
+    assert "more" not in _refusal(lambda: loaded(env={"max_message_bytes": "large"}))
+
+
 POSSIBLE: dict[str, dict[str, Any]] = {
     "age just below a third": {"max_age_s": "599"},
     "no scratch with a small prefetch": {"scratch_bytes": "0", "prefetch_count": "10"},
