@@ -9,7 +9,7 @@ import pytest
 from conftest import MakeConsumer
 from consumer.testing import RabbitMQ
 from consumer.topology import labels
-from faults import Image, Oracle
+from faults import Image, Oracle, SlowDisk
 from harness import Channel, ConsumerProcess, wait_until
 from operating import topology
 from scale.brokers import version
@@ -159,22 +159,29 @@ def test_a_partition_that_is_missing_keeps_a_checking_consumer_from_being_ready_
 
 
 def test_what_waits_is_measured_for_each_partition(
-    make_consumer: MakeConsumer, producer: Channel
+    make_consumer: MakeConsumer, producer: Channel, tmp_path: Path
 ) -> None:
-    with make_consumer(partitions=COUNT) as declaring:
-        assert declaring.stop() == 0
-    send(producer, Oracle(), images(8))
-    waiting = {queue: producer.depth(queue) for queue in partitions_of(producer)}
-    with make_consumer(partitions=COUNT, idle_s=600, prefetch_count=1) as consumer:
-        name = 'tiles_partition_waiting_messages{{partition="{}"}}'
+    disk = SlowDisk(tmp_path)
+    name = 'tiles_partition_waiting_messages{{partition="{}"}}'
+    with make_consumer(
+        environment=disk.environment, partitions=COUNT, prefetch_count=1
+    ) as consumer:
+        disk.take(float("inf"))
+        sent = send(producer, Oracle(), images(8))
+        queues = partitions_of(producer)
+
+        def measured() -> dict[str, float]:
+            metrics = consumer.metrics()
+            return {queue: metrics[name.format(queue[-2:])] for queue in queues}
+
         wait_until(
             lambda: (
-                {queue: consumer.metrics()[name.format(queue[-2:])] + 1 for queue in waiting}
-                == waiting
-                or sum(consumer.metrics()[name.format(queue[-2:])] for queue in waiting) == 0
+                sum(measured().values()) == sent - consumer.metrics()["tiles_unacknowledged"] > 0
+                and measured() == {queue: producer.depth(queue) for queue in queues}
             ),
-            lambda: f"{waiting}: {consumer.metrics()}",
+            lambda: f"{measured()} of {sent}: {consumer.tail()}",
         )
+        disk.take(0)
 
 
 def test_a_changed_number_of_partitions_loses_nothing(
