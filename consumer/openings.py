@@ -47,6 +47,10 @@ def open_writable(setup: Setup, store: Store, request: Open) -> tuple[WritableAr
             write_empty_chunks=setup.write_empty_chunks,
             max_block_bytes=request.max_block_bytes,
         )
+        if request.renew:
+            # A message that is refused begins no run.
+            array.check(outline.entry)
+            outline.check(array.layout)
     fresh = Header.of(array.layout, array.ledger_id, outline.entry.axes, secrets.token_hex(8))
     ledger, damages = load(setup.output_root, array.key, fresh, now_ms(), setup.max_ledger_bytes)
     for damage in damages:

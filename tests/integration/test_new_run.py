@@ -121,6 +121,24 @@ def test_a_message_that_is_refused_begins_no_run(
     assert ledger(root).header.run == "a"
 
 
+def test_a_message_that_is_refused_begins_no_run_in_an_array_that_was_closed(
+    make_consumer: MakeConsumer, producer: Channel, root: Path
+) -> None:
+    with make_consumer(**REPLACE) as consumer:
+        for place in PLACES:
+            send(producer, place, 1, "a")
+        consumer.wait_settled(len(PLACES))
+        assert consumer.stop() == 0
+    with make_consumer(**REPLACE | {"idle_s": 1}) as consumer:
+        send(producer, PLACES[0], 2, "b", chunks=[16, 16])
+        assert reasons(consumer, producer, 1) == ["array_mismatch"]
+        assert ledger(root).header.run == "a"
+        send(producer, PLACES[0], 2, "b")
+        wait_until(lambda: stored(root) == [2, 1, 1, 1], consumer.tail)
+        assert consumer.stop() == 0
+    assert ledger(root).header.run == "b"
+
+
 def test_unless_told_another_run_is_parked(
     make_consumer: MakeConsumer, producer: Channel, root: Path
 ) -> None:
