@@ -155,7 +155,7 @@ def _declare(channel: Any) -> str:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.publishing", description=__doc__)
     parser.add_argument("--tiles", type=int, default=1000, help="tiles of each run (1000)")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each way (5)")
+    parser.add_argument("--repeats", type=int, default=15, help="runs of each way (15)")
     return parser.parse_args(arguments)
 
 
