@@ -10,8 +10,6 @@ from consumer.budget import KINDS
 from consumer.errors import ParkError
 
 PREFIX = "tiles"
-# Of the one queue that there is.
-PARTITION = "00"
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 
@@ -24,7 +22,7 @@ class Metrics:
         The values of the label `partition`.
     """
 
-    def __init__(self, partitions: Sequence[str] = (PARTITION,)) -> None:
+    def __init__(self, partitions: Sequence[str] = ("00",)) -> None:
         self.registry = CollectorRegistry()
         self.deliveries = self._counter("deliveries", "Deliveries received.")
         self.redeliveries = self._counter(
