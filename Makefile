@@ -2,10 +2,12 @@
 PYTHON ?= python3
 # Many tests wait for processes: three at a time keep two cores busy. A file's tests stay together.
 SIDE_BY_SIDE = --numprocesses 3 --dist loadfile
+# Production's.
+PARTITIONS = $(shell sed -n 's/.*TILES_PARTITIONS=//p' deploy/kubernetes/overlays/production/kustomization.yaml)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-full test-node test-careamics contract alerts topology bench bench-quick bench-stages bench-publishing chaos chaos-quick soak scale test-brokers lint requirements clean
+.PHONY: help demo test test-full test-node test-careamics contract alerts topology simulation bench bench-quick bench-stages bench-publishing chaos chaos-quick soak scale test-brokers lint requirements clean
 
 help: ## List these commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +26,10 @@ test: ## Run all tests, and on Python 3.13, where there is one, those that need 
 
 test-full: export FULL = 1
 test-full: test ## Run all tests at their full size.
+
+simulation: ## Run 10,000 random histories; takes two minutes.
+	@deploy/scripts/setup-python .venv dev $(PYTHON)
+	FULL=1 .venv/bin/python -m pytest tests/simulation/test_histories.py -k random_histories
 
 test-node: ## Check the contract with Node, and a producer in JavaScript.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)
@@ -50,9 +56,9 @@ alerts: ## Write the dashboard and the custom resource of the alerts anew.
 topology: ## Write the definitions for RabbitMQ anew.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)
 	@mkdir -p deploy/rabbitmq
-	.venv/bin/consumer topology show --definitions --partitions 16 > deploy/rabbitmq/definitions.json
+	.venv/bin/consumer topology show --definitions --partitions $(PARTITIONS) > deploy/rabbitmq/definitions.json
 
-bench: ## Measure throughput against other writers; takes about half an hour.
+bench: ## Measure throughput against other writers; takes half an hour. ARGS="--help" lists options.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)
 	@deploy/scripts/setup-rabbitmq
 	@PYTHONPATH=.:tests .venv/bin/python -m benchmarks $(ARGS)

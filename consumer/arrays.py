@@ -7,6 +7,7 @@ made with its first block.
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,11 +24,11 @@ from consumer.commit import Commit, Step, no_step
 from consumer.contract import ArrayEntry
 from consumer.coverage import Box
 from consumer.encoder import AnyArray, Encoder
-from consumer.errors import ArrayMismatch, DamagedBlock
+from consumer.errors import ArrayMismatch, DamagedBlock, Leftovers
 from consumer.files import refuse_links
 from consumer.layouts import check_block, stored_layout
+from consumer.ledger_format import LEDGER_ID
 from consumer.new_arrays import (
-    LEDGER_ID,
     NOTHING,
     metadata_key,
     new_layout,
@@ -62,7 +63,7 @@ class Store(StoreFolder):
 
 
 class Metadata:
-    """The file that says what an array is: as it was found, or yet to be made.
+    """The file that says what an array is: as it was found, or yet to be made. Safe in threads.
 
     Parameters
     ----------
@@ -81,6 +82,8 @@ class Metadata:
         self._unmade = unmade
         # Equal as long as the file is the one that was read; None where there is none.
         self._stamp = _stamp(self._folder)
+        # While it is made, it is there, and not yet known to be the one.
+        self._making = threading.RLock()
 
     @property
     def made(self) -> bool:
@@ -89,7 +92,8 @@ class Metadata:
 
     def stands(self) -> bool:
         """Whether the file is still there, or still to be made, and not another."""
-        return _stamp(self._folder) == self._stamp
+        with self._making:
+            return _stamp(self._folder) == self._stamp
 
     def require(self) -> None:
         """Raise FileNotFoundError where it is gone or replaced: the array is another."""
@@ -104,14 +108,15 @@ class Metadata:
         ArrayMismatch
             Where something has come in the way since the array was opened.
         """
-        if not self._unmade:
-            return
-        assert isinstance(self._store, Store)
-        self.require()
-        missing = [*_missing_groups(self._store, self._path), self._path]
-        made = {metadata_key(path): [self._unmade[path].to_bytes()] for path in missing}
-        self._store.commit.commit(made)
-        self._stamp, self._unmade = _stamp(self._folder), NOTHING
+        with self._making:
+            if not self._unmade:
+                return
+            assert isinstance(self._store, Store)
+            self.require()
+            missing = [*_missing_groups(self._store, self._path), self._path]
+            made = {metadata_key(path): [self._unmade[path].to_bytes()] for path in missing}
+            self._store.commit.commit(made)
+            self._stamp, self._unmade = _stamp(self._folder), NOTHING
 
 
 @dataclass(frozen=True)
@@ -357,7 +362,7 @@ def _missing_groups(store: Store, path: str) -> list[str]:
             )
     # A writer that was fenced while it made folders may have left them.
     if any(files for _, _, files in os.walk(store.path / path)):
-        raise ArrayMismatch(
+        raise Leftovers(
             f"{store.key}/{path}: the folder is not empty, but has no Zarr metadata; remove it"
         )
     return missing

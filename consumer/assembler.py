@@ -9,7 +9,6 @@ At most one write is under way for a block. Tiles that come meanwhile go to a ne
 
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
@@ -21,18 +20,9 @@ from consumer.buffers import Buffers
 from consumer.coverage import Box, Coverage
 from consumer.message import Tile
 from consumer.pace import Paces
-from consumer.placement import BlockIndex, Layout, Piece
+from consumer.placed import Placed, PlacedDelivery
+from consumer.placement import BlockIndex, Layout
 from consumer.stored import Stored
-
-
-@dataclass(eq=False, slots=True)
-class _Delivery:
-    since: float
-    array: ArrayKey
-    layout: Layout
-    pieces: Iterator[tuple[Tile, Piece]]
-    pending: tuple[Tile, Piece] | None = None
-    blocks: dict[BlockKey, None] = field(default_factory=dict)
 
 
 class Assembler:
@@ -52,12 +42,10 @@ class Assembler:
 
     def __init__(self, budget: Budget, arena: Arena, *, idle_s: float, max_age_s: float) -> None:
         self._budget = budget
-        self._max_age_s = max_age_s
         self._blocks: dict[BlockKey, Block] = {}
         self._open: dict[ArrayKey, dict[BlockKey, None]] = {}
         self._complete: dict[BlockKey, None] = {}
-        # By channel, of each the oldest first.
-        self._deliveries: dict[int, dict[DeliveryId, _Delivery]] = {}
+        self._placed = Placed(max_age_s)
         self._stored = Stored(budget)
         self._buffers = Buffers(budget, arena)
         self._paces = Paces(idle_s)
@@ -81,7 +69,7 @@ class Assembler:
 
     def deliveries(self) -> Iterator[DeliveryId]:
         """Iterate over the deliveries held, of each channel the oldest first."""
-        return (identity for of_channel in self._deliveries.values() for identity in of_channel)
+        return iter(self._placed)
 
     def uses(self, array: ArrayKey) -> bool:
         """Whether a block or delivery of the array is held."""
@@ -89,20 +77,15 @@ class Assembler:
 
     def holds(self, array: ArrayKey) -> bool:
         """Whether a delivery of the array is held: not where only a write is left to return."""
-        held = (x for of_channel in self._deliveries.values() for x in of_channel.values())
-        return any(x.array == array for x in held)
+        return self._placed.has(array)
 
     def channels(self, store: str) -> list[int]:
         """Return the channels of which deliveries to a store are held."""
-        return [
-            channel
-            for channel, of_channel in self._deliveries.items()
-            if any(x.array.store == store for x in of_channel.values())
-        ]
+        return self._placed.channels(store)
 
     def stores_of(self, channel: int) -> set[str]:
         """Return the stores to which deliveries of a channel are held."""
-        return {x.array.store for x in self._deliveries.get(channel, {}).values()}
+        return self._placed.stores(channel)
 
     def release_spare(self) -> None:
         """Give back the memory of buffers that nobody uses."""
@@ -132,14 +115,13 @@ class Assembler:
         """
         grid = layout.grid
         pieces = ((tile, piece) for tile in tiles for piece in grid.pieces(tile.box))
-        placed = _Delivery(since, array, layout, pieces, next(pieces, None))
-        self._deliveries.setdefault(delivery.channel, {})[delivery] = placed
+        self._placed[delivery] = PlacedDelivery(since, array, layout, pieces, next(pieces, None))
         self._paces.note(array, now)
         return self.resume(delivery)
 
     def resume(self, delivery: DeliveryId) -> bool:
         """Place what found no room yet; return whether nothing is left."""
-        held = self._deliveries[delivery.channel][delivery]
+        held = self._placed[delivery]
         while held.pending:
             tile, piece = held.pending
             block = self._with_buffer(held, piece.block)
@@ -151,12 +133,14 @@ class Assembler:
             self._note_complete(block)
         return True
 
-    def _with_buffer(self, delivery: _Delivery, index: BlockIndex) -> Block | None:
+    def _with_buffer(self, delivery: PlacedDelivery, index: BlockIndex) -> Block | None:
         key = BlockKey(delivery.array, index)
         block = self._blocks.get(key)
         if block is not None and block.buffer is not None:
             return block
         box = delivery.layout.grid.box(index)
+        if block is not None and not block.fits(box, delivery.layout.dtype):
+            return None  # until the write of the array that was there before is back
         voxels = box.volume
         nbytes = voxels * delivery.layout.dtype.itemsize
         cached = self._stored.take(key)
@@ -224,12 +208,12 @@ class Assembler:
         paused : callable
             Whether an array must be left alone for now.
         """
-        found = self._due(now, pressure, drain, paused)
-        if found is None and idle:
-            found = self._idle(now, paused)
-        if found is None:
-            return None
-        block, reason = found
+        for key, reason in self._due(now, pressure, drain, idle):
+            if self._ready(self._blocks[key], paused):
+                return self._write(self._blocks[key], reason)
+        return None
+
+    def _write(self, block: Block, reason: Reason) -> Write | None:
         encoding = ENCODING_FACTOR * block.nbytes
         while self._budget.free_for_blocks < encoding and self._buffers.evict():
             pass
@@ -258,50 +242,13 @@ class Assembler:
         return block.write
 
     def _due(
-        self,
-        now: float,
-        pressure: bool | Container[int],
-        drain: bool,
-        paused: Callable[[ArrayKey], bool],
-    ) -> tuple[Block, Reason] | None:
-        for key in self._complete:
-            if self._ready(self._blocks[key], paused):
-                return self._blocks[key], Reason.COMPLETE
-        for channel in self._longest_held():
-            pressed = pressure if isinstance(pressure, bool) else channel in pressure
-            for delivery in self._deliveries[channel].values():
-                reason = self._reason(delivery, now, pressed, drain)
-                if reason is None:
-                    break
-                for key in delivery.blocks:
-                    if self._ready(self._blocks[key], paused):
-                        return self._blocks[key], reason
-        return None
-
-    def _longest_held(self) -> list[int]:
-        """Return the channels, first that of which something is held for the longest time."""
-        if len(self._deliveries) == 1:
-            return list(self._deliveries)
-        first = {number: next(iter(each.values())) for number, each in self._deliveries.items()}
-        return sorted(first, key=lambda number: first[number].since)
-
-    def _reason(
-        self, delivery: _Delivery, now: float, pressure: bool, drain: bool
-    ) -> Reason | None:
-        if drain:
-            return Reason.DRAIN
-        if now - delivery.since >= self._max_age_s:
-            return Reason.AGE
-        return Reason.PRESSURE if pressure else None
-
-    def _idle(self, now: float, paused: Callable[[ArrayKey], bool]) -> tuple[Block, Reason] | None:
-        for array, keys in self._open.items():
-            if not self._paces.is_idle(array, now):
-                continue
-            for key in keys:
-                if self._ready(self._blocks[key], paused):
-                    return self._blocks[key], Reason.IDLE
-        return None
+        self, now: float, pressure: bool | Container[int], drain: bool, idle: bool
+    ) -> Iterator[tuple[BlockKey, Reason]]:
+        yield from ((key, Reason.COMPLETE) for key in self._complete)
+        yield from self._placed.due(now, pressure, drain)
+        for array in self._open if idle else ():
+            if self._paces.is_idle(array, now):
+                yield from ((key, Reason.IDLE) for key in self._open[array])
 
     def _ready(self, block: Block, paused: Callable[[ArrayKey], bool]) -> bool:
         return block.buffer is not None and block.write is None and not paused(block.key.array)
@@ -333,17 +280,21 @@ class Assembler:
     def failed(self, write: Write) -> None:
         """Take back the buffer of a write that failed; nothing of it counts as stored."""
         block = self._returned(write)
+        if not write.deliveries:
+            # Lost meanwhile: what they filled comes again, perhaps to another array of that name.
+            if block.buffer is None:
+                self._drop(block)
+            else:
+                self._budget.give("blocks", block.nbytes)
+            return
         # What was read in an earlier tenure may have been written over by another owner.
         covered = write.merge or write.filled.voxels == block.voxels
         base = not covered and write.current
         if block.buffer is not None:
             block.lay_over(write.buffer, write.filled)
             self._budget.give("blocks", block.nbytes)
-        elif write.deliveries:
-            block.buffer, block.filled = write.buffer, write.filled
         else:
-            self._drop(block)
-            return
+            block.buffer, block.filled = write.buffer, write.filled
         block.whole_base = base
         block.deliveries |= write.deliveries
         block.tiles += write.tiles
@@ -363,7 +314,7 @@ class Assembler:
     def forget(self, deliveries: Collection[DeliveryId]) -> None:
         """Drop deliveries that will come again, and the blocks that only they filled."""
         for identity in deliveries:
-            delivery = self._pop(identity)
+            delivery = self._placed.pop(identity)
             for key in delivery.blocks if delivery else ():
                 block = self._blocks.get(key)
                 if block is not None:
@@ -371,21 +322,12 @@ class Assembler:
 
     def lose(self, channel: int, stores: Container[str]) -> None:
         """Drop a channel's deliveries, and all that was read of stores: others may write them."""
-        self.forget(list(self._deliveries.get(channel, ())))
+        self.forget(self._placed.of_channel(channel))
         for block in self._blocks.values():
             if block.key.array.store in stores:
-                block.whole_base = False
-                if block.write is not None:
-                    block.write.current = False
+                block.forget_base()
         for array in [array for array in self._stored.arrays() if array.store in stores]:
             self._stored.forget(array)
-
-    def _pop(self, identity: DeliveryId) -> _Delivery | None:
-        of_channel = self._deliveries.get(identity.channel, {})
-        delivery = of_channel.pop(identity, None)
-        if not of_channel:
-            self._deliveries.pop(identity.channel, None)
-        return delivery
 
     def learn(self, array: ArrayKey, partly: Mapping[BlockIndex, Iterable[Box]]) -> None:
         """Take over which boxes of which blocks are durable, relative to them, as the ledger says.
@@ -404,7 +346,7 @@ class Assembler:
         """Drop what is known of an array's stored blocks: its handle was closed or it is gone."""
         self._stored.forget(array)
         for key in self._open.get(array, ()):
-            self._blocks[key].whole_base = False
+            self._blocks[key].forget_base()
         if not self.uses(array):
             self._paces.forget(array)
 
@@ -419,11 +361,11 @@ class Assembler:
     def _settle(self, block: Block, deliveries: Iterable[DeliveryId]) -> list[DeliveryId]:
         settled = []
         for identity in deliveries:
-            delivery = self._deliveries[identity.channel][identity]
+            delivery = self._placed[identity]
             if identity not in block.deliveries:
                 delivery.blocks.pop(block.key, None)
             if not delivery.blocks and not delivery.pending:
-                self._pop(identity)
+                self._placed.pop(identity)
                 settled.append(identity)
         return settled
 

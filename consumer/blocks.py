@@ -164,6 +164,16 @@ class Block:
         self.tiles += not any(piece.source.start)
         self.deliveries.add(delivery)
 
+    def fits(self, box: Box, dtype: np.dtype[Any]) -> bool:
+        """Whether it is a block of that box and type: not where an array has changed meanwhile."""
+        return self.box == box and (self.write is None or self.write.buffer.dtype == dtype)
+
+    def forget_base(self) -> None:
+        """Take what is stored as unknown: another may write it, or have removed it."""
+        self.whole_base = False
+        if self.write is not None:
+            self.write.current = False
+
     def lay_over(self, below: npt.NDArray[Any], filled_below: Coverage) -> None:
         """Put the buffer's boxes onto an older buffer, which then is the block's."""
         assert self.buffer is not None

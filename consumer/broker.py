@@ -6,9 +6,11 @@ Every exception of pika ends here.
 """
 
 import logging
+import math
+import time
 from collections.abc import Callable
 from itertools import count
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
@@ -32,6 +34,10 @@ from consumer.topology import Topology, labels
 # The owning thread's loop, which both connections share.
 Loop: TypeAlias = IOLoop
 
+# How often it is asked how many messages are parked. Not as often as partitions are asked about:
+# where the queue is gone, the question costs the channel, and with it other answers.
+_PARKED_S = 30.0
+
 log = logging.getLogger(__name__)
 
 
@@ -50,6 +56,8 @@ class Broker:
         prepare_pika()
         self._settings = settings
         self._topology = topology
+        self._metrics = metrics
+        self._parking_asked = -math.inf
         self._receiver: Receiver | None = None
         self._round_trips = RoundTrips(loop)
         self._counts = Counts()
@@ -173,9 +181,16 @@ class Broker:
             subscription.reset(reason, hold=hold)
 
     def watch(self) -> None:
-        """Measure each partition, and see that none is stalled; call it a few times a second."""
+        """Measure partitions and parking, and see that no partition is stalled.
+
+        Call it a few times a second.
+        """
         for each in self._subscriptions:
             each.watch(self._receiver.held_s(each.number) if self._receiver else None)
+        now = time.monotonic()
+        if now - self._parking_asked > _PARKED_S:
+            self._parking_asked = now
+            self._counts.ask(self._topology.parked.name, self._note_parked)
 
     def cancel(self) -> None:
         """Ask for no more deliveries; those that came stay ours."""
@@ -209,7 +224,12 @@ class Broker:
         establish = declare if self._settings.declare_topology else check_shared
         establish(channel, self._topology, lambda: self._attach(channel))
 
+    def _note_parked(self, found: Any) -> None:
+        # Its leader's silence cannot be told from an empty queue: nobody consumes it.
+        self._metrics.parking_waiting.set(found.message_count)
+
     def _attach(self, channel: Channel) -> None:
+        self._parking_asked = -math.inf
         for each in self._subscriptions:
             each.attach(channel.connection)
 
@@ -225,5 +245,6 @@ class Broker:
     def _lost(self) -> None:
         self._round_trips.lost()
         self._counts.attach(None)
+        self._metrics.parking_waiting.set(math.nan)
         for each in self._subscriptions:
             each.detach()

@@ -16,6 +16,14 @@ KNOWN_SHARE = 32
 ENCODING_FACTOR = 3
 
 
+def most_bodies(limit: int, scratch: int, message: int) -> int:
+    """Return how many messages of so many bytes there is room for, in memory and scratch file.
+
+    In memory room for one more is kept, for what passes through.
+    """
+    return (limit // BODY_SHARE - message) // message + scratch // message
+
+
 def max_block_bytes(limit: int) -> int:
     """Return the largest block that can be written within a limit, in bytes."""
     return _for_blocks(limit) // (1 + ENCODING_FACTOR)

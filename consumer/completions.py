@@ -13,7 +13,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from consumer.errors import NotCompleted
-from consumer.events import ArrayCompleted, ArrayEvent, ArrayProgress, events_exchange
+from consumer.events import (
+    ArrayCompleted,
+    ArrayEvent,
+    ArrayProgress,
+    completions_queue,
+    events_exchange,
+)
 
 # The queue outlives a lost connection, and goes when nobody came back for so long.
 _EXPIRES_MS = 30 * 60 * 1000
@@ -29,7 +35,7 @@ class Completions:
 
     def __init__(self, prefix: str) -> None:
         self._exchange = events_exchange(prefix)
-        self._queue = f"{prefix}.completed.{secrets.token_hex(8)}"
+        self._queue = f"{completions_queue(prefix)}.{secrets.token_hex(8)}"
         self._changed = threading.Condition()
         self._open: set[tuple[str, str, str | None]] = set()
         self._trouble: NotCompleted | None = None
@@ -112,7 +118,9 @@ class Completions:
             event = None
         if event is not None:
             with self._changed:
-                self._open.discard((event.store, event.array, event.run))
+                # Whoever names no run waits for the array, be it of a run that others named.
+                for run in (event.run, None):
+                    self._open.discard((event.store, event.array, run))
                 self._changed.notify_all()
         channel.basic_ack(method.delivery_tag)
 

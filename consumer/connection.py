@@ -151,7 +151,6 @@ class Connection:
         self._attempt: Any = None  # pika's, while it connects
         self._attempts = 0
         self._closing = False
-        self._hold: Callable[[], bool] = lambda: False
 
     @property
     def frame_max(self) -> int:
@@ -162,9 +161,6 @@ class Connection:
         """Connect; on failure, again later."""
         if self._closing:
             return
-        if self._hold():
-            self._loop.call_later(self._endpoint.reconnect_max_s, self.open)
-            return
         try:
             hosts = random.sample(self._endpoint.hosts, len(self._endpoint.hosts))
             configs = [parameters(self._endpoint, host, self._name) for host in hosts]
@@ -174,10 +170,9 @@ class Connection:
         except (OSError, ssl.SSLError, ValueError, AMQPError) as error:
             self._later(error)
 
-    def reset(self, reason: str, *, hold: Callable[[], bool] = lambda: False) -> None:
-        """Give up the connection and its channel; connect again once `hold` says no more."""
+    def reset(self, reason: str) -> None:
+        """Give up the connection and its channel; connect again."""
         log.warning("closing the connection", extra={"purpose": self._purpose, "reason": reason})
-        self._hold = hold
         _close(self._connection)
 
     def works(self) -> None:

@@ -3,25 +3,27 @@
 import re
 from typing import Any
 
+from consumer.events import completions_queue
 from consumer.topology import Binding, Exchange, Queue, Topology
 
 # No password lets them in until somebody gives one: rabbitmqctl change_password.
-CONSUMER, PRODUCER = "tiles-consumer", "tiles-producer"
+CONSUMER, PRODUCER, OPERATOR, MONITOR = (
+    "tiles-consumer",
+    "tiles-producer",
+    "tiles-operator",
+    "tiles-monitor",
+)
+_NOTHING = "^$"
 
 
 def definitions(wanted: Topology, virtual_host: str) -> dict[str, Any]:
     """Return the document: things, bindings in their order, and users with few rights."""
     return {
         "vhosts": [{"name": virtual_host}],
-        "users": [_user(CONSUMER), _user(PRODUCER)],
+        "users": [_user(CONSUMER), _user(PRODUCER), _user(OPERATOR), _user(MONITOR, "monitoring")],
         "permissions": [
-            _permissions(
-                CONSUMER,
-                virtual_host,
-                write=(wanted.parking.name, wanted.events.name),
-                read=[queue.name for queue in wanted.partitions],
-            ),
-            _permissions(PRODUCER, virtual_host, write=(wanted.tiles.name,), read=()),
+            {"user": user, "vhost": virtual_host} | rights
+            for user, rights in _rights(wanted).items()
         ],
         "exchanges": [_exchange(each, virtual_host) for each in wanted.exchanges],
         "queues": [_queue(each, virtual_host) for each in wanted.queues],
@@ -29,29 +31,35 @@ def definitions(wanted: Topology, virtual_host: str) -> dict[str, Any]:
     }
 
 
-def _user(name: str) -> dict[str, Any]:
+def _user(name: str, tags: str = "") -> dict[str, Any]:
     return {
         "name": name,
         "password_hash": "",
         "hashing_algorithm": "rabbit_password_hashing_sha256",
-        "tags": "",
+        "tags": tags,
     }
 
 
-def _permissions(
-    user: str, virtual_host: str, *, write: tuple[str, ...], read: list[str] | tuple[()]
-) -> dict[str, str]:
+def _rights(wanted: Topology) -> dict[str, dict[str, str]]:
+    tiles, events = re.escape(wanted.tiles.name), re.escape(wanted.events.name)
+    parking = re.escape(wanted.parking.name)
+    # Each producer declares a queue of its own, with a random name.
+    heard = f"{re.escape(completions_queue(wanted.tiles.name))}\\."
+    # Of any number of partitions: so another needs no other rights.
+    partitions = rf"^{tiles}\.(00|[0-9]+\.[0-9]+)$"
     return {
-        "user": user,
-        "vhost": virtual_host,
-        "configure": "^$",
-        "write": _any_of(write),
-        "read": _any_of(read),
+        CONSUMER: _may(write=f"^({parking}|{events})$", read=partitions),
+        PRODUCER: _may(
+            configure=f"^{heard}", write=f"^({tiles}$|{heard})", read=f"^({events}$|{heard})"
+        ),
+        OPERATOR: _may(*[rf"^{tiles}(\.|$)"] * 3),
+        # Its tag is for the management API, which asks for a user of the virtual host.
+        MONITOR: _may(),
     }
 
 
-def _any_of(names: tuple[str, ...] | list[str]) -> str:
-    return f"^({'|'.join(re.escape(name) for name in names)})$" if names else "^$"
+def _may(configure: str = _NOTHING, write: str = _NOTHING, read: str = _NOTHING) -> dict[str, str]:
+    return {"configure": configure, "write": write, "read": read}
 
 
 def _exchange(exchange: Exchange, virtual_host: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@
     │   ├── OutOfBounds
     │   ├── UnsafeCast
     │   ├── ArrayMismatch
+    │   │   └── Leftovers
     │   ├── SourceConflict
     │   ├── RunConflict
     │   ├── DamagedBlock
@@ -131,6 +132,10 @@ class ArrayMismatch(ParkError):
     """What is stored is not what the message says."""
 
     reason = "array_mismatch"
+
+
+class Leftovers(ArrayMismatch):
+    """There are files where the array would be, but no metadata: perhaps they are being removed."""
 
 
 class SourceConflict(ParkError):

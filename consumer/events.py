@@ -20,6 +20,11 @@ def events_exchange(prefix: str) -> str:
     return f"{prefix}.events"
 
 
+def completions_queue(prefix: str) -> str:
+    """Return the first part of the names of queues on which producers hear of complete arrays."""
+    return f"{prefix}.completed"
+
+
 class Event(BaseModel):
     """What happened to a store key. Published as JSON under `routing_key`."""
 

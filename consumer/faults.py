@@ -12,6 +12,7 @@ from consumer.placement import Grid
 
 _FIRST_RETRY_S = 0.5
 _CONDEMNED_S = 60.0
+_FORGOTTEN_S = 60.0
 # So often in a row may others take a store before something must be wrong with the subscription.
 _MOST_LOSSES = 5
 
@@ -20,7 +21,9 @@ _MOST_LOSSES = 5
 class _Fault:
     since: float
     until: float
-    failures: int
+    wanted: float
+    failures: int = 0
+    writing: bool = False
 
 
 class Faults:
@@ -44,14 +47,20 @@ class Faults:
         since = (fault.since for store, fault in self._faults.items() if store in stores)
         return max((now - each for each in since), default=0.0)
 
-    def note(self, store: str, now: float) -> float | None:
+    def note(self, store: str, now: float, *, writing: bool = False) -> float | None:
         """Take note of a fault; return how long the store is left alone, in seconds.
 
         None where it is left alone already: what was under way by then is of the same try.
+
+        Parameters
+        ----------
+        writing : bool
+            Whether it failed when it was written, so that only a write can show that it works.
         """
-        if self.paused(store, now):
+        fault = self._faults.setdefault(store, _Fault(now, now, now))
+        fault.writing |= writing
+        if now < fault.until:
             return None
-        fault = self._faults.setdefault(store, _Fault(now, now, 0))
         most = min(
             self._longest_s, _FIRST_RETRY_S * 2.0 ** max(fault.failures, self._losses[store])
         )
@@ -70,14 +79,28 @@ class Faults:
         del self._losses[store]
         return True
 
-    def clear(self, store: str) -> bool:
-        """Take note that the store can be opened; return whether it failed before."""
-        return self._faults.pop(store, None) is not None
+    def note_opened(self, store: str) -> None:
+        """Take note that an array could be opened."""
+        fault = self._faults.get(store)
+        if fault is not None and not fault.writing:
+            del self._faults[store]
 
     def note_written(self, store: str) -> bool:
         """Take note that the store works; return whether it did not before."""
         self._losses.pop(store, None)
-        return self.clear(store)
+        return self._faults.pop(store, None) is not None
+
+    def watch(self, now: float, wanted: Collection[str]) -> float:
+        """Return for how long a store that is wanted has failed, at most, in seconds.
+
+        The faults of those that have not been wanted for a while are forgotten.
+        """
+        for store, fault in list(self._faults.items()):
+            if store in wanted:
+                fault.wanted = now
+            elif now - max(fault.wanted, fault.until) > _FORGOTTEN_S:
+                del self._faults[store]
+        return self.longest(now, wanted)
 
     def paused(self, store: str, now: float) -> bool:
         """Whether the store is to be left alone."""

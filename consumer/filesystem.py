@@ -10,6 +10,8 @@ import errno
 import os
 import re
 import secrets
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ _FOR_TRIALS = {
     "overlay": "is a container's own layer, whose files go with it",
     "tmpfs": "is memory, whose files go with the machine",
 }
+_MEMORY = {"ramfs", "tmpfs"}
 # fsync returns before anything is durable.
 _UNSAFE_OPTIONS = ("nobarrier", "volatile")
 # What Linux shows of actimeo=0 (fs/nfs/super.c, nfs_show_mount_options).
@@ -180,6 +183,26 @@ def examine_clock(root: Path) -> Iterator[Finding]:
     else:
         said = f"the output root's is {offset:+.1f} s off this machine's"
         yield Finding.warning("clock", said, "let NTP set both clocks")
+
+
+def examine_scratch(folder: Path, wanted: int) -> Iterator[Finding]:
+    """Yield whether the scratch file can lie in a folder: on a disk, with room for it."""
+    check, remedy = "scratch folder", "give TILES_SCRATCH_FOLDER a folder on a disk with room"
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    except OSError as error:
+        yield Finding.failed(check, f"no file can be made in {folder}: {error}", remedy)
+        return
+    mount = mount_of(folder.resolve(), _mounts())
+    if mount.kind in _MEMORY:
+        said = f"{folder} is {mount.kind}: what lies there is memory beyond memory_budget_bytes"
+        yield Finding.warning(check, said, remedy)
+    elif free < wanted:
+        said = f"{folder} has {free} bytes free, scratch_bytes is {wanted}"
+        yield Finding.warning(check, said, f"{remedy}, or lower TILES_SCRATCH_BYTES")
+    else:
+        yield Finding.ok(check, f"{folder} has room for scratch_bytes {wanted}")
 
 
 def _mounts() -> list[Mount]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from consumer.access import Access
 from consumer.announcer import Announcer
 from consumer.arena import Arena
 from consumer.assembler import Assembler
@@ -25,17 +26,18 @@ from consumer.errors import (
     StopError,
     StoreRemoved,
 )
-from consumer.failpoints import ACKNOWLEDGE, PLACE, Failpoints
+from consumer.failpoints import PLACE, Failpoints
 from consumer.faults import Condemned, Faults
-from consumer.handles import Handle, Handles
+from consumer.handles import Handles
 from consumer.holdings import Holdings
 from consumer.inbox import Held, Inbox
 from consumer.intake import Intake
 from consumer.lone import Lone, suspect
 from consumer.losses import Losses
 from consumer.metrics import Metrics
+from consumer.receipts import Receipts
 from consumer.refusals import Refusals
-from consumer.requests import Opened, Written
+from consumer.requests import Written
 from consumer.scratch import Scratch
 from consumer.settings import Settings
 from consumer.storage import Storage
@@ -97,14 +99,15 @@ class Flow:
             failed=self._fail_all,
         )
         self._handles: Handles = Handles(settings.max_open_arrays)
-        self._announcer = Announcer(
-            broker, storage, self._acknowledge, interval_s=settings.progress_s
-        )
         self._held = Holdings(settings.prefetch_count)
         self._received = 0
+        self._failpoints = Failpoints(settings.failpoints, lambda: storage.pid)
+        self._receipts = Receipts(broker, self._held, metrics, self._failpoints, clock)
+        self._announcer = Announcer(
+            broker, storage, self._receipts.acknowledge, interval_s=settings.progress_s
+        )
         self._condemned = Condemned()
         self._faults = Faults(settings.retry_max_s)
-        self._failpoints = Failpoints(settings.failpoints, lambda: storage.pid)
         self._refusals = Refusals(
             broker,
             storage,
@@ -124,7 +127,7 @@ class Flow:
             self._faults,
             self._held,
             metrics,
-            paused=lambda store: self._faulty(store, clock()),
+            paused=self._faulty,
             park=self._refusals.park,
             failed=self._failed,
             advance=self.advance,
@@ -155,6 +158,25 @@ class Flow:
             self._faults,
             self._held,
             starved=lambda: self._intake.starved or self._inbox.stuck,
+        )
+        self._access = Access(
+            broker,
+            storage,
+            self._inbox,
+            self.assembler,
+            self._handles,
+            self._announcer,
+            self._faults,
+            self._losses,
+            metrics,
+            max_block_bytes=max_block_bytes(self.budget.limit),
+            patience_s=settings.max_age_s,
+            replaces_runs=settings.on_new_run == "replace",
+            faulty=self._faulty,
+            park=self._refusals.park,
+            failed=self._failed,
+            advance=self.advance,
+            clock=clock,
         )
         self._draining = False
         # Idle is what only time brings about, so it is looked for at each tick until none is left.
@@ -197,7 +219,7 @@ class Flow:
                 if not self._draining:
                     self._intake.take()
                     self._inbox.load()
-                self._open_arrays()
+                self._access.open_wanted(for_waiting=not self._draining)
                 self._start_writes()
                 if not self._draining:
                     self._lone.advance()
@@ -214,27 +236,10 @@ class Flow:
             self._at_work = now
         elif now - self._at_work > self._settings.idle_s:
             self.assembler.release_spare()
-        self._announcer.tick(now, self._bound)
-        for handle in self._handles.surplus(self._uses):
-            self._drop(handle)
+        self._announcer.tick(now, self._handles.bound)
+        self._access.close_surplus()
         self.advance()
         self._measure(now)
-
-    def _uses(self, array: ArrayKey) -> bool:
-        return self.assembler.uses(array) or self._announcer.announces(array)
-
-    def _drop(self, handle: Handle) -> None:
-        self._let_go(handle)
-        self._handles.drop(handle)
-
-    def _let_go(self, handle: Handle) -> None:
-        self.assembler.forget_stored(handle.key)
-        self._announcer.forget(handle.key)
-        self._storage.close_array(handle.key)
-
-    def _bound(self, array: ArrayKey) -> tuple[str | None, str | None]:
-        handle = self._handles.get(array)
-        return handle.source, handle.run
 
     def drain(self) -> None:
         """Place nothing more, write everything."""
@@ -260,76 +265,7 @@ class Flow:
     def close(self) -> None:
         """Let go of every array."""
         self._lone.end()
-        for handle in self._handles:
-            self._storage.close_array(handle.key)
-
-    def _open_arrays(self) -> None:
-        now = self._clock()
-        for handle in self._handles.renewed(self._uses):
-            self._let_go(handle)
-        for handle in self._handles.to_open(lambda handle: self._wanted(handle, now)):
-            self._open(handle)
-
-    def _open(self, handle: Handle) -> None:
-        opened_for = handle.waiting[0] if handle.waiting else None
-        self._storage.open(
-            handle.opening,
-            max_block_bytes(self.budget.limit),
-            partial(self._opened, handle, opened_for),
-            renew=self._settings.on_new_run == "replace" and not self._uses(handle.key),
-        )
-
-    def _shown(self, store: str, epoch: str, answered: bool) -> None:
-        """Let a store be written, now that the broker has answered after it was taken."""
-        if answered:
-            self._storage.allow(store, epoch)
-            return
-        for array in self._handles.reopen(store):
-            self.assembler.forget_stored(array)
-            self._storage.close_array(array)
-
-    def _wanted(self, handle: Handle, now: float) -> bool:
-        waited_for = bool(handle.waiting) and not self._draining
-        return (waited_for or self.assembler.holds(handle.key)) and not self._faulty(
-            handle.key.store, now
-        )
-
-    def _opened(
-        self,
-        handle: Handle,
-        opened_for: Held | None,
-        opened: Opened | None,
-        error: ConsumerError | None,
-    ) -> None:
-        array = opened.array if opened else None
-        before = self._handles.note_opened(handle, array)
-        if opened is not None and array is not None:
-            if before is not None and before.layout != array.layout:
-                reason = "an array was removed and made anew with another layout"
-                self._losses.give_up_store(handle.key.store, reason)
-            self._metrics.array_opens.inc()
-            if opened.taken is not None:
-                self._metrics.store_opens.inc()
-                shown = partial(self._shown, handle.key.store, opened.taken)
-                self._broker.round_trip(handle.channel, shown)
-            self._faults.clear(handle.key.store)
-            kept = self.assembler.uses(handle.key)
-            handle.source = opened.source or (handle.source if kept else None)
-            handle.run = opened.run or (handle.run if kept else None)
-            handle.replaced = opened.replaced
-            self.assembler.learn(handle.key, opened.partly)
-            handle.complete = opened.completed
-            if opened.completed:
-                self._announcer.completed(handle.key, handle.source, handle.run, now=self._clock())
-            self._inbox.put_back(handle.waiting)
-            handle.waiting.clear()
-        elif isinstance(error, ParkError) and opened_for is not None:
-            # Where the channel was lost meanwhile, the message comes again and is refused then.
-            if handle.waiting and handle.waiting[0] is opened_for:
-                self._refusals.park(handle.waiting.popleft(), error)
-        elif error is not None:
-            self._failed(handle.key.store, "open", error)
-        self.advance()
+        self._access.close()
 
     def _start_writes(self) -> None:
         now = self._clock()
@@ -339,7 +275,7 @@ class Flow:
                 pressure=self._pressure(),
                 drain=self._draining or self._lone.flushes,
                 idle=self._look_for_idle,
-                paused=lambda array: self._paused(array, now),
+                paused=self._paused,
             )
             if write is None:
                 self._look_for_idle = False
@@ -359,12 +295,12 @@ class Flow:
         stopped = self._held.full | self._held.withheld
         return {channel for channel in stopped if not self._inbox.holds(channel)}
 
-    def _paused(self, array: ArrayKey, now: float) -> bool:
-        return self._handles.opened(array) is None or self._faulty(array.store, now)
+    def _paused(self, array: ArrayKey) -> bool:
+        return self._handles.opened(array) is None or self._faulty(array.store)
 
-    def _faulty(self, store: str, now: float) -> bool:
-        paused = self._faults.paused(store, now) or self._lone.leaves_alone(store)
-        return paused or not self._storage.root_writable
+    def _faulty(self, store: str) -> bool:
+        alone = self._lone.leaves_alone(store) and not self._draining
+        return alone or self._faults.paused(store, self._clock()) or not self._storage.root_writable
 
     def _written(
         self,
@@ -380,7 +316,7 @@ class Flow:
                 log.info("the store works again", extra={"store": store})
             self._metrics.wrote(write, written.encoded, written.committed, written.seconds)
             self._settle(write.key.array, written, self.assembler.wrote(write))
-        elif isinstance(error, ParkError):
+        elif isinstance(error, ParkError) and write.current and write.deliveries:
             self._condemn(write, error)
         elif error is not None:
             current = write.current
@@ -388,7 +324,7 @@ class Flow:
             if isinstance(error, Fenced) and array is not self._handles.opened(write.key.array):
                 # Lost together with others, when the store was another time open.
                 self.assembler.forget_stored(write.key.array)
-            elif current or not isinstance(error, Fenced):
+            elif current or not isinstance(error, Fenced | ParkError):
                 self._failed(store, "write", error)
         self.advance()
 
@@ -403,7 +339,7 @@ class Flow:
         if handle is not None and handle.array is not None:
             self._announcer.written(array, math.prod(handle.array.layout.shape), written.filled)
         for identity in settled:
-            self._acknowledge(identity)
+            self._receipts.acknowledge(identity)
 
     def _condemn(self, write: Write, error: ParkError) -> None:
         """Have the block's deliveries come again: their bodies are needed to park them."""
@@ -417,7 +353,9 @@ class Flow:
         )
         self._condemned.note(write.key, error, self._clock())
         for identity in self.assembler.condemn(write):
-            if self._held.pop(identity) is not None:
+            held = self._held.pop(identity)
+            if held is not None:
+                self._inbox.withdraw(held)
                 self._broker.requeue(identity)
 
     def _failed(self, store: str, operation: str, error: ConsumerError) -> None:
@@ -430,7 +368,7 @@ class Flow:
             for array in self._handles.reopen(store):
                 self.assembler.forget_stored(array)
         too_often = isinstance(error, Fenced) and self._faults.note_loss(store)
-        wait = self._faults.note(store, self._clock())
+        wait = self._faults.note(store, self._clock(), writing=operation == "write")
         self._metrics.retries.labels(operation=operation).inc()
         if wait is not None:
             log.warning(
@@ -446,31 +384,16 @@ class Flow:
             reason = f"{store} was taken by another consumer again and again"
             self._losses.give_up_store(store, reason)
 
-    def _acknowledge(self, identity: DeliveryId) -> None:
-        held = self._held.pop(identity)
-        self._failpoints.reach(ACKNOWLEDGE)
-        if held is None or not self._broker.acknowledge(identity):
-            return
-        self._metrics.acknowledged.inc()
-        now = time.time()
-        received = now - (self._clock() - held.since)
-        sent = received if held.sent_ms is None else held.sent_ms / 1000
-        self._metrics.latency_seconds.observe(max(0.0, now - sent))
-        self._metrics.last_acknowledged.set(now)
-
     def _note_parked(self, held: Held) -> None:
         self._lone.note_parked(held)
-
-    def _stores(self) -> set[str]:
-        waited_for = {handle.key.store for handle in self._handles if handle.waiting}
-        return self.assembler.stores | waited_for
 
     def _measure(self, now: float) -> None:
         metrics = self._metrics
         metrics.open_blocks.set(self.assembler.open_blocks)
         metrics.writing.set(self.assembler.writing)
         metrics.unacknowledged.set(len(self._held))
-        metrics.retrying_seconds.set(self._faults.longest(now, self._stores()))
+        failing_s = self._faults.watch(now, self.assembler.stores | self._handles.waited_for)
+        metrics.retrying_seconds.set(failing_s)
         metrics.unannounced_seconds.set(self._announcer.overdue(now))
         metrics.open_arrays.set(self._handles.open_count)
         for kind, nbytes in self.budget.held.items():

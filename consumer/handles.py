@@ -30,6 +30,8 @@ class Handle:
         Whether it was complete when last heard of.
     before : StoredArray or None
         What it was, where the store is gone and it must be opened again.
+    in_the_way_since : float or None
+        Since when what is left of it keeps it from being made anew.
     replaced : tuple of str
         Runs that filled it before the present one.
     renewing : bool
@@ -40,6 +42,7 @@ class Handle:
     outline: Outline
     array: StoredArray | None = None
     before: StoredArray | None = None
+    in_the_way_since: float | None = None
     waiting: deque[Held] = field(default_factory=deque)
     taken: bool = False
     source: str | None = None
@@ -105,6 +108,11 @@ class Handles:
         return sum(handle.array is not None for handle in self)
 
     @property
+    def waited_for(self) -> set[str]:
+        """Stores of which an array is waited for."""
+        return {handle.key.store for handle in self if handle.waiting}
+
+    @property
     def opening(self) -> bool:
         """Whether an array is being opened."""
         return bool(self._opening)
@@ -136,10 +144,14 @@ class Handles:
     def note_opened(self, handle: Handle, array: StoredArray | None) -> StoredArray | None:
         """Take note that an opening ended, well or not; return what the array was before."""
         self._opening.discard(handle.key.store)
+        closed = self._closed.pop(handle.key, None)
         if array is None:
+            if closed is not None:
+                # Behind others of its store, which have their turn.
+                self._closed[handle.key] = closed
             return None
-        self._closed.pop(handle.key, None)
         before, handle.before, handle.array = handle.before, None, array
+        handle.in_the_way_since = None
         return before
 
     def drop(self, handle: Handle) -> None:
@@ -156,14 +168,20 @@ class Handles:
         """Return the handle of an array that has one."""
         return self._handles[key]
 
+    def bound(self, key: ArrayKey) -> tuple[str | None, str | None]:
+        """Return the source and the run that an array is bound to."""
+        handle = self._handles[key]
+        return handle.source, handle.run
+
     def reopen(self, store: str) -> list[ArrayKey]:
         """Have every array of a store that is gone opened again; return their keys."""
         arrays = [handle for handle in self if handle.key.store == store]
         for handle in arrays:
-            self._close(handle)
+            self.close(handle)
         return [handle.key for handle in arrays]
 
-    def _close(self, handle: Handle) -> None:
+    def close(self, handle: Handle) -> None:
+        """Have an array opened again, once it is wanted."""
         handle.before, handle.array = handle.array or handle.before, None
         handle.renewing = False
         self._renewing.pop(handle.key, None)
@@ -177,7 +195,7 @@ class Handles:
     def renewed(self, in_use: Callable[[ArrayKey], bool]) -> Iterator[Handle]:
         """Yield those to be opened anew for another run, closed."""
         for handle in [each for each in self._renewing.values() if not in_use(each.key)]:
-            self._close(handle)
+            self.close(handle)
             yield handle
 
     def surplus(self, in_use: Callable[[ArrayKey], bool]) -> Iterator[Handle]:

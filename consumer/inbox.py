@@ -39,6 +39,8 @@ class Held:
         Whether some of its tiles are placed, and the rest waits for room.
     fingerprint : str or None
         As `consumer.lone.suspect` says.
+    reopened : bool
+        Whether its array was opened, or looked at anew, while it waited.
     dropped : bool
         Whether its channel was lost while it was in the inbox.
     """
@@ -53,6 +55,7 @@ class Held:
     sent_ms: int | None = None
     fingerprint: str | None = None
     placing: bool = False
+    reopened: bool = False
     dropped: bool = False
 
 
@@ -178,6 +181,13 @@ class Inbox:
         back = list(waited)
         self._queue.extendleft(reversed(back))
         self._by_channel.update(held.delivery.id.channel for held in back)
+
+    def withdraw(self, held: Held) -> None:
+        """Let go of a delivery that comes again, though a part of it may wait here for room."""
+        if held in self._queue:
+            self._queue.remove(held)
+            self._by_channel[held.delivery.id.channel] -= 1
+        self.release(held)
 
     def drop(self, channel: int) -> None:
         """Forget a channel's deliveries; the bodies of those in the queue are released."""

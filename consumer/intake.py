@@ -80,6 +80,11 @@ class Intake:
             except ParkError as error:
                 self._refuse(held, error)
                 continue
+            except MemoryError:
+                log.exception("out of memory while placing a message; trying again")
+                # From the start: nobody knows how far it came.
+                self._assembler.forget([held.delivery.id])
+                gone = held.placing = False
             except Exception as error:
                 log.exception("unexpected error while placing a message")
                 self._refuse(held, Unexpected(f"{type(error).__name__}: {error}"))
@@ -105,12 +110,18 @@ class Intake:
         handle.channel = held.delivery.id.channel
         if handle.array is None or handle.renewing:
             return self._waits(handle, held)
-        self._check(handle, handle.array, outline)
-        if self._replaces_runs and is_new_run(outline.entry.run, handle.run, handle.replaced):
-            self._handles.renew(handle)
-            self._assembler.finish(handle.key)
+        try:
+            if self._begins_run(handle, handle.array, outline):
+                self._handles.renew(handle)
+                self._assembler.finish(handle.key)
+                return self._waits(handle, held)
+        except ParkError:
+            if held.reopened:
+                raise
+            # Somebody may have changed the array since it was opened.
+            self._handles.close(handle)
             return self._waits(handle, held)
-        handle.claim(outline)
+        self._condemned.check(handle.key, handle.array.layout.grid, outline.boxes)
         held.placing = True
         self._metrics.tiles.inc(len(message.tiles))
         done = self._assembler.add(
@@ -139,7 +150,11 @@ class Intake:
         self._inbox.note_decoded(held, message)
         return message
 
-    def _check(self, handle: Handle, array: StoredArray, outline: Outline) -> None:
+    def _begins_run(self, handle: Handle, array: StoredArray, outline: Outline) -> bool:
+        """Check a message against its array; claim that, or return whether another run begins."""
         array.check(outline.entry)
         outline.check(array.layout)
-        self._condemned.check(handle.key, array.layout.grid, outline.boxes)
+        if self._replaces_runs and is_new_run(outline.entry.run, handle.run, handle.replaced):
+            return True
+        handle.claim(outline)
+        return False

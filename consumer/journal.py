@@ -28,6 +28,8 @@ LONE_FOLDER = "lone"
 MOST_TOGETHER = 1024
 PARTS = 32
 EXPIRY_S = 24 * 3600.0
+# What is not whole by then was left by a kill. Who writes for longer begins anew.
+_PART_S = 2.0
 _NAME = re.compile(r"[0-9a-f]{16}\.(json|part)")
 
 log = logging.getLogger(__name__)
@@ -178,8 +180,9 @@ class Journal:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):
             return False
-        if self._clock() - status.st_mtime <= EXPIRY_S:
-            return path.suffix == ".json"
+        whole = path.suffix == ".json"
+        if self._clock() - status.st_mtime <= (EXPIRY_S if whole else _PART_S):
+            return whole
         path.unlink()
         return False
 

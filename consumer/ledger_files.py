@@ -4,12 +4,14 @@ What is damaged, or of an array that had the name before, counts as empty. Only 
 store changes anything: with the first round, that is set aside or removed.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from consumer.blocks import ArrayKey
 from consumer.commit import LEDGER_FOLDER, ledger_folder
@@ -18,6 +20,7 @@ from consumer.keys import STATE_FOLDER, STORE_SUFFIX
 from consumer.ledger import LIMIT_BYTES, Files, Ledger
 from consumer.ledger_format import (
     HEADER_NAME,
+    LEDGER_ID,
     Damaged,
     Header,
     Segment,
@@ -25,6 +28,9 @@ from consumer.ledger_format import (
     decode_segment,
     segment_number,
 )
+
+# Of format 3, and of format 2.
+_METADATA = ("zarr.json", ".zarray", ".zattrs")
 
 
 @dataclass(slots=True)
@@ -86,6 +92,26 @@ def read(root: Path, array: ArrayKey) -> tuple[Ledger | None, list[str]]:
     return Ledger(array.path, found.header, found.segments, stored=True), found.damages
 
 
+def read_present(root: Path, array: ArrayKey) -> tuple[Ledger | None, list[str]]:
+    """Return the ledger as `read` does, but empty where the array that it is of is gone.
+
+    Where the array cannot be looked at, the ledger stands, and that is said with the damages.
+    """
+    ledger, damages = read(root, array)
+    if ledger is None or not ledger.filled_voxels:
+        return ledger, damages
+    header, name = ledger.header, f"{array.store}/{array.path}"
+    try:
+        found = _identity(root / array.store / array.path)
+    except OSError as error:
+        damages.append(f"{name}: whether it is still there cannot be seen: {error}")
+        return ledger, damages
+    if found != (header.id, header.shape, header.file):
+        ledger.restart(header.ledger)
+        damages.append(f"{name} was removed or replaced since: what was written is missing")
+    return ledger, damages
+
+
 def find(root: Path) -> Iterator[ArrayKey]:
     """Yield the arrays that have a ledger."""
     top = root / STATE_FOLDER
@@ -106,13 +132,50 @@ def stored_files(root: Path, array: ArrayKey) -> list[str]:
 
 
 def signature(root: Path, array: ArrayKey) -> object:
-    """Return what is equal as long as an array's ledger files are the same."""
+    """Return what is equal as long as an array and its ledger files are the same."""
     folder, found = ledger_folder(root, array.store) / array.path, []
-    for name in stored_files(root, array):
-        with suppress(FileNotFoundError):
-            file = (folder / name).stat()
-            found.append((name, file.st_ino, file.st_mtime_ns, file.st_size))
+    ledgers = (folder / name for name in stored_files(root, array))
+    for path in (*ledgers, *(root / array.store / array.path / name for name in _METADATA)):
+        with suppress(OSError):
+            file = path.stat()
+            found.append((path, file.st_ino, file.st_mtime_ns, file.st_size))
     return found
+
+
+def _identity(folder: Path) -> object:
+    """Return id, shape and shape of a file of the array in a folder; None where there is none.
+
+    As a ledger's header has them; without what zarr would say of it, which takes long to import.
+    """
+    metadata = _json(folder / "zarr.json")
+    if metadata is not None:
+        attributes = metadata.get("attributes")
+        grid = metadata.get("chunk_grid")
+        configuration = grid.get("configuration") if isinstance(grid, dict) else None
+        file = configuration.get("chunk_shape") if isinstance(configuration, dict) else None
+    else:
+        metadata = _json(folder / ".zarray")
+        if metadata is None:
+            return None
+        attributes = _json(folder / ".zattrs")
+        file = metadata.get("chunks")
+    found = attributes.get(LEDGER_ID) if isinstance(attributes, dict) else None
+    return found if isinstance(found, str) else "", _shape(metadata.get("shape")), _shape(file)
+
+
+def _shape(found: object) -> tuple[object, ...]:
+    return tuple(found) if isinstance(found, list) else ()
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a file, empty where it is damaged; None where there is no file."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _found(root: Path, array: ArrayKey) -> _Found:

@@ -30,6 +30,10 @@ _SEGMENT_NAME = re.compile(r"\.blocks-(\d{1,18})\.json")
 _CHECKSUM = re.compile(rb'\{"crc32c":"([0-9a-f]{8})",')
 
 
+# The attribute that tells an array from one that was removed and made anew under its name.
+LEDGER_ID = "tiles_ledger_id"
+
+
 class Damaged(ValueError):
     """A file is not what was written."""
 

@@ -202,8 +202,7 @@ class Lone:
         return not all(self._paused(store) for store in self._stores())
 
     def _stores(self) -> set[str]:
-        waiting = {handle.key.store for handle in self._handles if handle.waiting}
-        return waiting | self._assembler.stores
+        return self._assembler.stores | self._handles.waited_for
 
     def _begin(self) -> None:
         self._waits_since = None
@@ -223,7 +222,7 @@ class Lone:
             assert error is not None
             self._failed(JOURNAL, "lone", error)
             return
-        self._faults.clear(JOURNAL)
+        self._faults.note_written(JOURNAL)
         if begun.count:
             self._start(asked[: begun.count], begun)
         elif self._inbox.head() is asked[0]:

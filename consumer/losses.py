@@ -79,7 +79,7 @@ class Losses:
     def reopen(self, store: str) -> None:
         """Have a store's arrays opened again, once they are wanted."""
         for handle in self._handles:
-            if handle.key.store == store and handle.array is not None:
+            if handle.key.store == store and (handle.array or handle.before):
                 self._storage.close_array(handle.key)
         self._handles.reopen(store)
 

@@ -41,6 +41,8 @@ from consumer.placement import Layout, stitched_box
 MAX_MESSAGE_BYTES = 16 << 20
 # Blocks that one message's tiles may touch, so that what placing it costs is bounded.
 MAX_BLOCKS = 1 << 16
+# And files: at about a millisecond each, they must be durable before the broker takes it away.
+MAX_FILES = 1 << 18
 _METADATA_KEY = "tiles"
 # What RFC 8878 has every decoder support; a larger window would be memory beyond the budget.
 _MAX_WINDOW_BYTES = 8 << 20
@@ -101,16 +103,17 @@ class Outline:
         UnsafeCast
             Where a tile's values would not fit, with its index.
         TooLarge
-            Where the tiles touch too many blocks.
+            Where the tiles touch too many blocks or files.
         """
         check_kinds(self.kinds, layout.dtype)
         grid = layout.grid
-        count = sum(map(grid.count, self.boxes))
-        if count > MAX_BLOCKS:
-            raise TooLarge(
-                f"the message's tiles touch {count} blocks of {list(grid.block)} voxels; at most "
-                f"{MAX_BLOCKS} are taken: choose larger chunks or shards, or send fewer tiles"
-            )
+        blocks = sum(map(grid.count, self.boxes))
+        if blocks > MAX_BLOCKS:
+            raise _too_many(blocks, "blocks", grid.block, MAX_BLOCKS)
+        if blocks * grid.files_of_block > MAX_FILES:
+            files = sum(map(grid.count_files, self.boxes))
+            if files > MAX_FILES:
+                raise _too_many(files, "files", grid.file, MAX_FILES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +267,13 @@ def check_kinds(kinds: Sequence[Kind], dtype: np.dtype[Any]) -> None:
             as_scalar(kind, dtype, "fill")
         except ValueError as error:
             raise UnsafeCast(f"tile {index}: {error}") from None
+
+
+def _too_many(count: int, what: str, shape: tuple[int, ...], most: int) -> TooLarge:
+    return TooLarge(
+        f"the message's tiles touch {count} {what} of {list(shape)} voxels; at most {most} are "
+        "taken: choose larger chunks or shards, or send fewer tiles"
+    )
 
 
 def _castable(given: np.dtype[Any], stored: np.dtype[Any]) -> bool:

@@ -116,6 +116,11 @@ class Metrics:
             "Age of the oldest delivery held.",
             "partition",
         )
+        self.parking_waiting = self._gauge(
+            "parking_queue_messages",
+            "Messages that wait in the parking queue, as the broker last said; NaN: unknown.",
+        )
+        self.parking_waiting.set(math.nan)
         for partition in partitions:
             self.partition_waiting.labels(partition=partition).set(math.nan)
             self.partition_last_delivery.labels(partition=partition)

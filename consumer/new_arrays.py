@@ -15,15 +15,13 @@ from zarr.storage import MemoryStore
 from consumer.blocks import shown
 from consumer.contract import ArrayEntry, Codec, as_scalar
 from consumer.errors import InvalidMessage
+from consumer.ledger_format import LEDGER_ID
 from consumer.placement import Layout, automatic_chunks, automatic_shards
 
 if TYPE_CHECKING:
     from zarr.abc.buffer import Buffer
 
 DEFAULT_DTYPE = np.dtype("float32")
-# Tells an array from one that was removed and made anew under its name. A copy of another's
-# attributes may bring that one's: it is replaced.
-LEDGER_ID = "tiles_ledger_id"
 NOTHING: "Mapping[str, Buffer]" = MappingProxyType({})
 _CODEC_ARGUMENT = {"transpose": "filters", "bytes": "serializer"}
 
@@ -65,6 +63,7 @@ def new_metadata(entry: ArrayEntry, layout: Layout) -> "dict[str, Buffer]":
         chunks=layout.chunks,
         shards=layout.shards,
         fill_value=as_scalar(fill, layout.dtype, "fill_value"),
+        # A copy of another's attributes may bring that one's: it is replaced.
         attributes={**(entry.attributes or {}), LEDGER_ID: secrets.token_hex(8)},
         dimension_names=list(entry.axes),
         **_codec_arguments(entry.codecs),

@@ -23,7 +23,7 @@ _MOST_PARTLY = 4096
 # Of an array's earlier runs, so many are known; tiles of one before would replace the present one.
 _MOST_REPLACED = 32
 
-Partly: TypeAlias = dict[BlockIndex, tuple[Box, ...]]
+Partly: TypeAlias = dict[BlockIndex, tuple[Box, ...]] | None
 
 log = logging.getLogger(__name__)
 

@@ -36,6 +36,8 @@ class Letter:
         The channel with which it is lost: it need not be sent then, it will be asked for again.
     identity : str
         Of a message that must find a queue: also its header `x-tiles-parking-id`.
+    alone : bool
+        Whether it was lost with others and may be the one that the broker refuses.
     done : callable
         Told whether the broker has taken the message.
     """
@@ -49,10 +51,16 @@ class Letter:
     comes_again_on: int | None = None
     identity: str = ""
     returned: bool = False
+    alone: bool = False
 
 
 class Outgoing:
-    """Publishes messages in their order, so many at a time, each until it is confirmed."""
+    """Publishes messages in their order, so many at a time, each until it is confirmed.
+
+    For a message that it refuses the broker closes the channel, and does not say which it was. So
+    each that was lost goes alone from then on, and one that was lost alone waits while the others
+    go on.
+    """
 
     def __init__(self, loop: IOLoop, settings: Settings, metrics: Metrics) -> None:
         self._loop = loop
@@ -105,23 +113,33 @@ class Outgoing:
 
     def _ready(self, channel: Channel) -> None:
         self._channel = channel
-        self.connection.works()
+        if not (self._waiting and self._waiting[0].alone):
+            self.connection.works()
         self._advance()
 
     def _lost(self) -> None:
         self._channel = None
-        self._waiting.extendleft(reversed(self._unconfirmed.values()))
+        lost = list(self._unconfirmed.values())
         self._unconfirmed.clear()
+        for letter in reversed(lost):
+            if letter.alone:
+                self._again(letter)
+            else:
+                letter.alone = True
+                self._waiting.appendleft(letter)
 
     def _advance(self) -> None:
         while self._waiting and self._channel is not None and self._channel.is_open:
-            held = sum(len(letter.body) for letter in self._unconfirmed.values())
-            if self._unconfirmed and (
-                held + len(self._waiting[0].body) > _WINDOW_BYTES
-                or len(self._unconfirmed) >= _WINDOW
-            ):
+            if self._unconfirmed and not self._may_join(self._waiting[0]):
                 return
             self._send(self._channel, self._waiting.popleft())
+
+    def _may_join(self, letter: Letter) -> bool:
+        """Whether a message may be under way beside those that are."""
+        held = self._unconfirmed.values()
+        if letter.alone or any(each.alone for each in held) or len(held) >= _WINDOW:
+            return False
+        return sum(len(each.body) for each in held) + len(letter.body) <= _WINDOW_BYTES
 
     def _send(self, channel: Channel, letter: Letter) -> None:
         letter.returned = False
@@ -146,6 +164,7 @@ class Outgoing:
         for number in [n for n in self._unconfirmed if n == tag or (multiple and n <= tag)]:
             letter = self._unconfirmed.pop(number)
             if positive and not letter.returned:
+                self.connection.works()
                 letter.done(True)
             else:
                 self._again(letter)

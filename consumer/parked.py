@@ -114,6 +114,8 @@ class ParkedMessage:
         headers = {k: v for k, v in self.headers.items() if not str(k).startswith(own)}
         properties = pika.BasicProperties(**vars(self.properties))
         properties.headers, properties.delivery_mode = headers, 2
+        # Where the broker itself parked the message: it would refuse it from another user.
+        properties.user_id = None
         return properties
 
     @property

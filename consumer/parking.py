@@ -10,6 +10,8 @@ from consumer.events import TileParked
 HEADER_PREFIX = "x-tiles-"
 PARKING_ID = f"{HEADER_PREFIX}parking-id"
 MAX_DETAIL_BYTES = 1000
+_DIRECT_REPLY = "amq.rabbitmq.reply-to"
+_ROUTING_KEYS = {"CC", "BCC"}
 _KEPT = (
     "content_type",
     "content_encoding",
@@ -32,6 +34,9 @@ def parked_properties(
     other would have the broker refuse it from this user.
     """
     kept = {name: getattr(properties, name) for name in _KEPT}
+    if kept["reply_to"] == _DIRECT_REPLY:
+        # AMQP 1.0 lets it through; from here it is refused, and the channel closed.
+        kept["reply_to"] = None
     return kept | {
         "delivery_mode": 2,
         "headers": _foreign(properties.headers or {})
@@ -63,7 +68,10 @@ def _foreign(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in headers.items()
-        if not str(name).startswith(HEADER_PREFIX) and name != "x-delivery-count"
+        if not str(name).startswith(HEADER_PREFIX)
+        and name != "x-delivery-count"
+        # Further routing keys that are none: AMQP 1.0 lets them through, as above.
+        and (name not in _ROUTING_KEYS or isinstance(value, list))
     }
 
 

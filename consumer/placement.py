@@ -70,6 +70,15 @@ class Grid:
         """Return how many blocks `box` touches."""
         return math.prod(map(_count, box.start, box.stop, self.block))
 
+    def count_files(self, box: Box) -> int:
+        """Return how many files `box` touches."""
+        return math.prod(map(_count, box.start, box.stop, self.file))
+
+    @property
+    def files_of_block(self) -> int:
+        """How many files a block has, at most."""
+        return math.prod(-(-size // file) for size, file in zip(self.block, self.file, strict=True))
+
     def touched(self, box: Box) -> Box:
         """Return the blocks that `box` touches, as a box of block indices."""
         return Box(

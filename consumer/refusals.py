@@ -85,7 +85,7 @@ class Refusals:
         self._note_parked(held)
         done = partial(self._settle, held.delivery.id)
         handle = self._handles.find(key_of(outline)) if outline else None
-        if outline and handle and handle.array:
+        if outline and handle:
             # Whoever waits for the array learns so that something of it will not come.
             self._storage.remark(handle.key, done, parked=len(outline.boxes))
         else:

@@ -4,7 +4,7 @@ All of it goes through a pipe, so it is small and pickled; voxels lie in memory 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -79,7 +79,7 @@ class Opened:
         Earlier runs.
     partly
         Blocks that its ledger knows to be partly filled, at least some, and which boxes of each,
-        relative to it.
+        relative to it; None where the array was open already, and is what it was.
     completed : bool
         Whether it is complete, and nobody has announced that yet.
     """
@@ -89,7 +89,7 @@ class Opened:
     source: str | None = None
     run: str | None = None
     replaced: tuple[str, ...] = ()
-    partly: Mapping[BlockIndex, tuple[Box, ...]] = field(default_factory=dict)
+    partly: Mapping[BlockIndex, tuple[Box, ...]] | None = None
     completed: bool = False
 
 

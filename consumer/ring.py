@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from consumer.findings import Finding
 from consumer.questions import DIFFERENT, FORBIDDEN, NOT_FOUND, Channels, Reply
-from consumer.topology import CONSISTENT_HASH, Binding, Exchange, Queue, Topology
+from consumer.topology import Binding, Exchange, Queue, Topology
 
 _ARGUMENT = re.compile(
     r"inequivalent arg '([^']+)' for .*: received (?:the value )?(.*) but current is (.*)", re.S
@@ -44,6 +44,20 @@ def declared(channels: Channels, wanted: Topology) -> Iterator[Finding]:
 def unbound(channels: Channels, old: Topology) -> Iterator[Finding]:
     """Let nothing more come to the partitions of an old topology."""
     yield _bound(old.entrance, channels.bound(old.entrance, away=True), "is no longer bound to")
+
+
+def rebound(channels: Channels, wanted: Topology) -> Iterator[Finding]:
+    """Bind the partitions anew in sorted order, one after the other; ends with the first refusal.
+
+    At any time all but one are bound, so that each key has a partition, if not always the same.
+    """
+    for queue in wanted.partitions:
+        for binding in wanted.bindings_of(queue):
+            channels.bound(binding, away=True)
+            reply = channels.bound(binding)
+            yield _bound(binding, reply, "is bound anew to")
+            if reply.code:
+                return
 
 
 def removed(channels: Channels, old: Topology) -> Iterator[Finding]:
@@ -101,12 +115,13 @@ def _outcome(thing: Exchange | Queue, reply: Reply, well: str) -> Finding:
         return Finding.ok(check, well)
     if reply.code == NOT_FOUND:
         return Finding.failed(check, "missing", "run `consumer topology declare`")
+    # RabbitMQ 3 says COMMAND_INVALID, RabbitMQ 4 PRECONDITION_FAILED, as for a difference.
+    if "unknown exchange type" in reply.words:
+        return Finding.failed(check, f"cannot be declared: {reply.words}", _PLUGIN)
     if reply.code == DIFFERENT:
         return Finding.failed(check, *_difference(thing, reply.words))
     if reply.code == FORBIDDEN:
         return Finding.failed(check, reply.words, "take a user that may configure it")
-    if isinstance(thing, Exchange) and thing.type == CONSISTENT_HASH:
-        return Finding.failed(check, f"cannot be declared: {reply.words}", _PLUGIN)
     return Finding.failed(check, reply.words, "see what the broker says")
 
 

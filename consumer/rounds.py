@@ -20,9 +20,12 @@ from consumer.ledger import Files, Ledger
 from consumer.requests import Remark, WriteBlock, Written
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class WritableArray:
-    """An open array and its ledger, which changes in a round only, one at a time."""
+    """An open array and its ledger, which changes in a round only, one at a time.
+
+    One that was opened anew is another, though it may have the same name.
+    """
 
     open: OpenArray
     ledger: Ledger
@@ -74,23 +77,24 @@ def commit(blocks: Sequence[Encoded]) -> list[Written]:
         As the commit gave it; nothing of the round counts as written then.
     """
     started = monotonic()
-    arrays = {block.array.open.key.path: block.array for block in blocks}
+    arrays = list(dict.fromkeys(block.array for block in blocks))
+    paths = {array.open.key.path for array in arrays}
     owned = blocks[0].array.open.store.commit
     with owned.judging():
-        for array in arrays.values():
+        for array in arrays:
             array.open.metadata.make()
             array.open.metadata.require()
     objects = {key: parts for block in blocks for key, parts in block.objects.items()}
     try:
-        ledgers = _ledger_files(blocks, arrays.values())
-        owned.commit(objects, ledgers, standing=arrays.keys())
-        for array in arrays.values():
+        ledgers = _ledger_files(blocks, arrays)
+        owned.commit(objects, ledgers, standing=paths)
+        for array in arrays:
             array.open.metadata.require()
     except BaseException:
-        for array in arrays.values():
+        for array in arrays:
             array.ledger.undo()
         raise
-    for array in arrays.values():
+    for array in arrays:
         array.ledger.saved()
     seconds = monotonic() - started
     return [_written(block, block.seconds + seconds) for block in blocks]
@@ -119,7 +123,8 @@ def _ledger_files(blocks: Iterable[Encoded], arrays: Iterable[WritableArray]) ->
         ledger, request = block.array.ledger, block.request
         if isinstance(request, Remark):
             ledger.count_parked(request.parked)
-            if request.announced:
+            # Unless it was emptied meanwhile: then it was another run that is announced.
+            if request.announced and ledger.complete:
                 ledger.announce()
             continue
         ledger.bind(request.source, request.run)

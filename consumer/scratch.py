@@ -71,7 +71,7 @@ class Scratch:
             Where it does not fit.
         """
         size = len(body)
-        if self._size + size > self._capacity:
+        if self._size + size > self._capacity or not self._capacity:
             raise ScratchFull(f"{self._size + size} bytes pass the scratch of {self._capacity}")
         stored = Stored(self._tail, size)
         self._tail = (self._tail + size) % self._capacity
@@ -99,9 +99,9 @@ class Scratch:
         self._size -= self._stored.popleft().size
 
     def clear(self) -> None:
-        """Forget every body."""
+        """Forget every body, and begin anew where the file has taken bytes before."""
         self._stored.clear()
-        self._size = 0
+        self._size = self._tail = 0
 
     def close(self) -> None:
         """Give the disk back."""

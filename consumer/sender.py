@@ -271,8 +271,7 @@ class Sender:
         return numbers
 
     def _confirmed(self, message: Outgoing) -> None:
-        if not self._worked or self._probing:
-            self._connection.works()
+        self._connection.works()
         self._worked, self._probing, self._retry_s = True, False, _RETRY_MIN_S
         self._window.confirm(message.nbytes)
 

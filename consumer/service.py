@@ -32,6 +32,8 @@ from consumer.topology import labels, topology
 
 TICK_S = 0.2
 _CLOSE_S = 2.0
+# So many intervals a probe may take until the root counts as one that cannot be written.
+_PROBES_MISSED = 6
 # Parts of different sizes leave gaps between them.
 _ARENA_FACTOR = 2
 
@@ -119,7 +121,12 @@ class Service:
         return self._health.draining and (self._flow.drained or now >= self._deadline)
 
     def _probe(self, now: float) -> None:
-        if self._probing or now - self._probed < self._settings.probe_interval_s:
+        waited, interval = now - self._probed, self._settings.probe_interval_s
+        if self._probing:
+            if waited > _PROBES_MISSED * interval and self._storage.root_writable:
+                self._note_root(f"a probe has hung for {waited:.0f} s")
+            return
+        if waited < interval:
             return
         self._probing, self._probed = True, now
         if self._examined:
@@ -150,15 +157,20 @@ class Service:
         if room is not None:
             self._metrics.root_size.set(room.size)
             self._metrics.root_free.set(room.free)
-        if (error is None) != self._storage.root_writable:
+        self._note_root(None if error is None else str(error))
+
+    def _note_root(self, error: str | None) -> None:
+        """Take note of why the root cannot be written, or that it can."""
+        writable = error is None
+        if writable != self._storage.root_writable:
             log.log(
-                logging.INFO if error is None else logging.ERROR,
+                logging.INFO if writable else logging.ERROR,
                 "the output root is writable again"
-                if error is None
+                if writable
                 else "the output root cannot be written; nothing is acknowledged until it can",
-                extra={"output_root": str(self._settings.output_root), "error": str(error or "")},
+                extra={"output_root": str(self._settings.output_root), "error": error or ""},
             )
-        self._storage.root_writable = error is None
+        self._storage.root_writable = writable
         self._flow.advance()
 
     def _signal(self) -> None:

@@ -23,7 +23,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from consumer.budget import BODY_SHARE
+from consumer.budget import BODY_SHARE, most_bodies
 from consumer.contract import reason_of
 from consumer.endpoint import SECRET, Endpoint, Seconds
 from consumer.errors import UnusableSettings
@@ -84,8 +84,8 @@ def ordinal(host: str) -> int:
 
 def most_deliveries(given: Mapping[str, Any]) -> int:
     """Return the default of prefetch_count, from the settings that bound it."""
-    room = given["memory_budget_bytes"] + given["scratch_bytes"]
-    fit = room // (given["partitions"] * given["max_message_bytes"])
+    names = ("memory_budget_bytes", "scratch_bytes", "max_message_bytes")
+    fit = most_bodies(*(given[name] for name in names)) // given["partitions"]
     return max(1, min(_PREFETCH, int(fit)))
 
 
@@ -282,13 +282,15 @@ class Settings(TopologySettings):
                 f"memory_budget_bytes {self.memory_budget_bytes} must be at least {_MESSAGE_SHARE} "
                 f"times max_message_bytes {self.max_message_bytes}"
             )
-        most = self.partitions * self.prefetch_count * self.max_message_bytes
-        if most > self.memory_budget_bytes + self.scratch_bytes:
+        wanted = self.partitions * self.prefetch_count
+        most = most_bodies(self.memory_budget_bytes, self.scratch_bytes, self.max_message_bytes)
+        if wanted > most:
             raise ValueError(
-                f"prefetch_count {self.prefetch_count} of max_message_bytes "
-                f"{self.max_message_bytes} in each of partitions {self.partitions} make {most} "
-                f"bytes, over memory_budget_bytes {self.memory_budget_bytes} plus scratch_bytes "
-                f"{self.scratch_bytes}; lower the first two or raise the last two"
+                f"prefetch_count {self.prefetch_count} in each of partitions {self.partitions} "
+                f"makes {wanted} messages, and a quarter of memory_budget_bytes "
+                f"{self.memory_budget_bytes} with scratch_bytes {self.scratch_bytes} has room for "
+                f"{most} of max_message_bytes {self.max_message_bytes}; lower the first two or the "
+                "last, or raise the others"
             )
         self._check_modes()
         return self

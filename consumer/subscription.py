@@ -4,7 +4,6 @@ A channel that is lost takes nothing with it but its own deliveries; it is opene
 connection, with backoff and jitter.
 """
 
-import itertools
 import logging
 import math
 import random
@@ -25,6 +24,7 @@ from consumer.delivery import Receiver, delivery_of
 from consumer.metrics import Metrics
 from consumer.settings import Settings
 from consumer.topology import Binding, Queue
+from consumer.unsettled import Unsettled
 from consumer.watchdog import Watchdog
 
 # How long a new subscription on the same channel may take.
@@ -33,6 +33,8 @@ _RENEWAL_S = 10.0
 _COUNT_S = 10.0
 # The same while deliveries are held and nothing comes: another replica may be about to take over.
 _WITHHELD_S = 1.0
+# How long an acknowledgement waits for those before it.
+_GATHER_S = 0.05
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +92,9 @@ class Subscription:
         self._connection: Any = None
         self._channel: Channel | None = None
         self._consumer_tag = ""
-        # Delivery tags in the order of delivery, and those of them to be acknowledged next.
-        self._unsettled: dict[int, None] = {}
-        self._acknowledged: set[int] = set()
+        self._unsettled = Unsettled()
+        self._acknowledging = self._gathering = False
+        self._last_delivery = metrics.partition_last_delivery.labels(partition=partition.label)
         self._watchdog = Watchdog(settings.stalled_s)
         self._counted = self._delivered = 0.0
         self._attempts = 0
@@ -129,6 +131,7 @@ class Subscription:
         log.warning(
             "closing a channel", extra={"queue": self._partition.queue.name, "reason": reason}
         )
+        self.send_acknowledgements()
         self._hold, self._giving_up, self._consumer_tag = hold, True, ""
         if channel.is_open:
             channel.close()
@@ -195,7 +198,6 @@ class Subscription:
         self._channel, self.number, self._consumer_tag = None, 0, ""
         self._giving_up = False
         self._unsettled.clear()
-        self._acknowledged.clear()
         self._metrics.partition_waiting.labels(partition=self._partition.label).set(math.nan)
         if channel is not None:
             self._on_lost(number)
@@ -217,9 +219,12 @@ class Subscription:
         )
 
     def _note_subscribed(self, tag: str) -> None:
-        if not self.lives or self._draining:
+        if not self.lives:
             return
         self._consumer_tag = tag
+        if self._draining:
+            self.cancel()
+            return
         self._attempts, self._hold = 0, lambda: False
         self._watchdog.note_subscribed(time.monotonic())
         log.info("subscribed", extra={"queue": self._partition.queue.name, "consumer_tag": tag})
@@ -238,12 +243,10 @@ class Subscription:
             log.exception("a delivery cannot be understood; rejecting it to the parking queue")
             channel.basic_reject(identity.tag, requeue=False)
             return
-        self._unsettled[identity.tag] = None
+        self._unsettled.add(identity.tag)
         self._delivered = time.monotonic()
         self._watchdog.note_delivery(self._delivered)
-        self._metrics.partition_last_delivery.labels(partition=self._partition.label).set(
-            time.time()
-        )
+        self._last_delivery.set(time.time())
         self.receiver.deliver(delivery, body)
 
     def _renew(self) -> None:
@@ -261,44 +264,58 @@ class Subscription:
     # -- settling -------------------------------------------------------------------------------
 
     def acknowledge(self, tag: int) -> bool:
-        """Acknowledge; return whether that is still to be done.
-
-        Those of one turn of the loop go out together.
-        """
+        """Acknowledge soon; return whether that is still to be done."""
         if not self.lives or tag not in self._unsettled:
             return False
-        if not self._acknowledged:
-            self._loop.call_later(0, self.send_acknowledgements)
-        self._acknowledged.add(tag)
+        self._unsettled.note_durable(tag)
+        if not self._acknowledging:
+            self._acknowledging = True
+            self._loop.call_later(0, self._end_turn)
         return True
 
     def requeue(self, tag: int) -> None:
         """Have the broker deliver it again."""
         if self.lives and self._channel is not None:
-            self._unsettled.pop(tag, None)
+            self._unsettled.discard(tag)
             self._channel.basic_nack(tag, requeue=True)
 
     def reject(self, tag: int) -> bool:
         """Have the broker dead-letter it; return whether that can still be done."""
         if not self.lives or self._channel is None:
             return False
-        self._unsettled.pop(tag, None)
+        self._unsettled.discard(tag)
         self._channel.basic_reject(tag, requeue=False)
         return True
 
+    def _end_turn(self) -> None:
+        """Acknowledge at once what was delivered first and next to each other.
+
+        The rest waits a little for the gaps to close: alone, each is a frame and a command of the
+        queue. Not where the broker would soon deliver no more for it.
+        """
+        self._acknowledging = False
+        self._acknowledge_first()
+        if self._unsettled.durable > self._settings.prefetch_count / 2:
+            self.send_acknowledgements()
+        elif self._unsettled.durable and not self._gathering:
+            self._gathering = True
+            self._loop.call_later(_GATHER_S, self.send_acknowledgements)
+
+    def _acknowledge_first(self) -> None:
+        last = self._unsettled.take_first()
+        if last is not None:
+            self._send_acknowledgement(last, multiple=True)
+
     def send_acknowledgements(self) -> None:
-        """Acknowledge at once what was delivered first and next to each other, then the rest."""
-        channel, settled = self._channel, self._acknowledged
-        self._acknowledged = set()
-        if channel is None or not channel.is_open:
-            return
-        first = list(itertools.takewhile(settled.__contains__, self._unsettled))
-        if first:
-            channel.basic_ack(first[-1], multiple=True)
-        for tag in sorted(settled.difference(first)):
-            channel.basic_ack(tag)
-        for tag in settled:
-            self._unsettled.pop(tag, None)
+        """Acknowledge all that is durable."""
+        self._gathering = False
+        self._acknowledge_first()
+        for tag in self._unsettled.take_rest():
+            self._send_acknowledgement(tag)
+
+    def _send_acknowledgement(self, tag: int, *, multiple: bool = False) -> None:
+        if self._channel is not None and self._channel.is_open:
+            self._channel.basic_ack(tag, multiple)
 
     # -- watching -------------------------------------------------------------------------------
 
@@ -337,8 +354,8 @@ class Subscription:
         if number != self.number or not self.subscribed:
             return
         # Where a quorum queue's leader is silent, RabbitMQ answers 0 and 0; we are a consumer.
-        if ready or consumers:
-            self._metrics.partition_waiting.labels(partition=self._partition.label).set(ready)
+        known = ready if ready or consumers else math.nan
+        self._metrics.partition_waiting.labels(partition=self._partition.label).set(known)
         if ready and self.receiver is not None and self._withheld(time.monotonic()):
             self.receiver.withheld(number)
         if not self._watchdog.answered(ready, consumers, time.monotonic()):

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from consumer.errors import ConsumerError, StorageFault, Unexpected, from_os_error
+from consumer.errors import ConsumerError, StorageFault, StoreNotWritable, Unexpected, from_os_error
 from consumer.requests import Done
 from consumer.trials import probe
 
@@ -50,6 +50,13 @@ class Workers:
 
     def translated(self, work: Callable[[], Result]) -> Result:
         """Do work, in a worker thread; raise errors of the consumer's own only."""
+        try:
+            return self._attempted(work)
+        except StoreNotWritable:
+            # What failed may have been the root, which can be written again.
+            return self._attempted(work)
+
+    def _attempted(self, work: Callable[[], Result]) -> Result:
         try:
             return work()
         except ConsumerError:

@@ -191,11 +191,16 @@ class Writer:
     def _opened(
         self, store: Store, known: WritableArray | None, request: Open
     ) -> tuple[WritableArray, Partly]:
-        """Open an array; return it, and which blocks its ledger says to be partly filled."""
+        """Open an array; return it, and unless it is open, which blocks its ledger knows in part.
+
+        Of one that is open there must be one ledger, or what one round adds the next would forget.
+        A round may be changing it.
+        """
+        store.commit.check()
         if known is not None and known.open.metadata.stands():
-            # Of one ledger there must be one, or what one round adds the next would forget. A round
-            # may be changing it.
-            return known, {}
+            # Somebody may have removed folders of it.
+            store.commit.forget_folders()
+            return known, None
         return open_writable(self._setup, store, request)
 
     def _note_opened(
@@ -207,6 +212,8 @@ class Writer:
         error: ConsumerError | None,
     ) -> None:
         if found is None:
+            if isinstance(error, Fenced):
+                self._forget(tenure)
             self._give_up_empty(tenure, lambda: done(None, error))
             return
         if self._stores.get(tenure.store.key) is not tenure:
@@ -297,6 +304,8 @@ class Writer:
         error: ConsumerError | None,
     ) -> None:
         if block is None:
+            if isinstance(error, Fenced):
+                self._forget(tenure)
             done(None, error)
         elif self._stores.get(tenure.store.key) is not tenure:
             done(None, _fenced(tenure.store.key))

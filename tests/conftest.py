@@ -1,15 +1,30 @@
 """Fixtures for tests that need a broker: one for the session, names of its own for each test."""
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from consumer.testing import BrokerMissing, RabbitMQ, server_command
 from harness import Channel, ConsumerProcess
+
+
+def pytest_configure() -> None:
+    """Have processes that tests start heed Ctrl-C, also where the tests run in the background.
+
+    How long an example of a property takes is no failure: the machine may be busy.
+    """
+    settings.register_profile(
+        "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("patient")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

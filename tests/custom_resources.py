@@ -2,7 +2,9 @@
 
 Closed: a field that is not listed here is refused, so what the manifests begin to use is added.
 KEDA: "ScaledObject specification", "RabbitMQ Queue" and "Authentication" of keda.sh/docs;
-Prometheus operator: "PodMonitor" and "PrometheusRule" of its API reference.
+Prometheus operator: "PodMonitor" and "PrometheusRule" of its API reference. Compared field by
+field with their custom resource definitions, and with what KEDA's scaler for RabbitMQ refuses
+beyond its own.
 """
 
 from collections.abc import Mapping
@@ -13,7 +15,10 @@ Schema = dict[str, Any]
 _STRING: Schema = {"type": "string", "minLength": 1}
 _LABELS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 _SECONDS: Schema = {"type": "integer", "minimum": 1}
-_DURATION: Schema = {"type": "string", "pattern": r"^(([0-9]+)h)?(([0-9]+)m)?(([0-9]+)s)?$"}
+_UNITS = ("y", "w", "d", "h", "m", "s", "ms")
+_TIMES = "".join(f"([0-9]+{unit})?" for unit in _UNITS)
+# The operator takes an empty one for none.
+_DURATION: Schema = {"type": "string", "pattern": f"^(0|{_TIMES})$", "minLength": 1}
 
 
 def _closed(required: Mapping[str, Schema], **optional: Schema) -> Schema:
@@ -35,8 +40,9 @@ def _resource(api_version: str, kind: str, spec: Schema) -> Schema:
     return _closed({**named, "metadata": metadata, "spec": spec})
 
 
+_PERIOD: Schema = {**_SECONDS, "maximum": 1800}
 _POLICY = _closed(
-    {"type": {"enum": ["Pods", "Percent"]}, "value": _SECONDS, "periodSeconds": _SECONDS}
+    {"type": {"enum": ["Pods", "Percent"]}, "value": _SECONDS, "periodSeconds": _PERIOD}
 )
 _SCALING = _closed(
     {},
@@ -59,6 +65,15 @@ _RABBITMQ = _closed(
     excludeUnacknowledged=_FLAG,
     unsafeSsl=_FLAG,
 )
+# Over AMQP the scaler can do none of this, and refuses it.
+_OVER_HTTP = (("useRegex", "true"), ("excludeUnacknowledged", "true"), ("mode", "MessageRate"))
+_RABBITMQ["allOf"] = [
+    {
+        "if": {"properties": {name: {"const": value}}, "required": [name]},
+        "then": {"properties": {"protocol": {"enum": ["http", "auto"]}}},
+    }
+    for name, value in _OVER_HTTP
+]
 _TRIGGER = _closed(
     {"type": {"const": "rabbitmq"}, "metadata": _RABBITMQ},
     name=_STRING,
@@ -67,6 +82,7 @@ _TRIGGER = _closed(
     authenticationRef=_closed({"name": _STRING}, kind=_STRING),
 )
 _COUNT: Schema = {"type": "integer", "minimum": 0}
+_FALLBACKS = ["static", "currentReplicas", "currentReplicasIfHigher", "currentReplicasIfLower"]
 _SCALED_OBJECT = _closed(
     {
         "scaleTargetRef": _closed({"name": _STRING}, apiVersion=_STRING, kind=_STRING),
@@ -76,14 +92,21 @@ _SCALED_OBJECT = _closed(
     cooldownPeriod=_SECONDS,
     minReplicaCount=_COUNT,
     maxReplicaCount=_COUNT,
-    fallback=_closed({"failureThreshold": _COUNT, "replicas": _COUNT}),
+    fallback=_closed(
+        {"failureThreshold": _COUNT, "replicas": _COUNT},
+        behavior={"enum": _FALLBACKS},
+    ),
     advanced=_closed(
         {},
         restoreToOriginalReplicaCount={"type": "boolean"},
         horizontalPodAutoscalerConfig=_closed({}, name=_STRING, behavior=_BEHAVIOR),
     ),
 )
-_SECRET_KEY = _closed({"parameter": _STRING, "name": _STRING, "key": _STRING})
+# What the scaler for RabbitMQ takes from there.
+_WHERE = ["host", "protocol", "vhostName"]
+_WHO = ["username", "password", "tls", "ca", "cert", "key", "keyPassword"]
+_PARAMETER: Schema = {"enum": _WHERE + _WHO}
+_SECRET_KEY = _closed({"parameter": _PARAMETER, "name": _STRING, "key": _STRING})
 _AUTHENTICATION = _closed({"secretTargetRef": _list(_SECRET_KEY, minItems=1)})
 _ENDPOINT = _closed(
     {"port": _STRING},

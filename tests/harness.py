@@ -1,13 +1,10 @@
 """Real processes for the tests: a broker, `consumer run`, and a producer in plain pika."""
 
 import contextlib
-import itertools
 import os
-import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +17,6 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import pika
-import psutil
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from consumer.message import Encoded, encode
@@ -108,20 +104,23 @@ class Channel:
         """Messages ready in a queue, once its leader has answered."""
         found = self.said(queue)
         if found == (0, 0):
-            wait_until(lambda: self._answers(queue), f"the leader of {queue}", 300.0)
+            wait_until(lambda: self._answered(queue), f"the leader of {queue}", 300.0)
             found = self.said(queue)
         return found[0]
 
-    def _answers(self, queue: str) -> bool:
-        """Whether the leader of a queue answers who wants a message; which then comes back."""
+    def _answered(self, queue: str) -> bool:
+        """Whether the leader answered who wants a message of a queue; it is back by then."""
         # For it closes the connection where it does not, and the channel where it refuses.
         try:
             with pika.BlockingConnection(parameters(self.broker)) as connection:
-                connection.channel().basic_get(queue)
+                method, _, _ = connection.channel().basic_get(queue)
         except ChannelClosedByBroker as error:
             return bool(error.reply_code == _LOCKED)
         except AMQPError:
             return False
+        if method is not None:
+            wanted = method.message_count + 1
+            wait_until(lambda: self.said(queue)[0] >= wanted, f"{wanted} messages in {queue}")
         return True
 
     def wait_delivered(self, queue: str) -> None:
@@ -275,48 +274,6 @@ class ConsumerProcess:
     def tail(self) -> str:
         """The end of its log."""
         return self.log.read_text()[-3000:] if self.log.exists() else ""
-
-
-class MemoryWatch:
-    """Watches how much memory a process and its children take, until the block is left.
-
-    What they share counts once. Ten times a second, from the kernel's counters; the files that
-    they map, once a second, since the kernel looks at each page for that.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self._process = psutil.Process(pid)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self.now = self.peak = 0
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        family, files = [self._process], 0
-        for sample in itertools.count():
-            if self._ended.wait(0.1):
-                return
-            with contextlib.suppress(OSError, psutil.Error):
-                if sample % 10 == 0:
-                    family = [self._process, *self._process.children(recursive=True)]
-                    files = sum(_sizes(x.pid, "smaps_rollup")["Pss_File"] for x in family)
-                sizes = [_sizes(process.pid, "status") for process in family]
-                shared = max(size["RssShmem"] for size in sizes)
-                self.now = sum(size["RssAnon"] for size in sizes) + shared + files
-                self.peak = max(self.peak, self.now)
-
-
-def _sizes(pid: int, file: str) -> dict[str, int]:
-    """Return what a file of /proc says in kB, in bytes."""
-    text = Path(f"/proc/{pid}/{file}").read_text()
-    return {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
 
 
 @contextlib.contextmanager

@@ -64,6 +64,17 @@ class Rendered:
         job = self.one("CronJob", f"{NAME}-doctor")["spec"]["jobTemplate"]
         return dict(job["spec"]["template"]["spec"])
 
+    @property
+    def operator(self) -> Manifest:
+        """The specification of the pod for operators' commands."""
+        return dict(self.one("Deployment", "tile-operator")["spec"]["template"]["spec"])
+
+    @property
+    def pods(self) -> list[Manifest]:
+        """The specifications of all pods that run our image."""
+        has_operator = any(m["metadata"]["name"] == "tile-operator" for m in self.manifests)
+        return [self.pod, self.doctor, *([self.operator] if has_operator else [])]
+
     def environment(self, pod: Manifest) -> dict[str, str]:
         """Return the variables that a pod's container gets."""
         (container,) = pod["containers"]
@@ -75,7 +86,11 @@ class Rendered:
 
 def render(overlay: str, repository: Path = REPOSITORY) -> Rendered:
     """Return what `kubectl kustomize` makes of an overlay."""
-    folder = repository / "deploy" / "kubernetes" / "overlays" / overlay
+    return rendered_from(repository / "deploy" / "kubernetes" / "overlays" / overlay)
+
+
+def rendered_from(folder: Path) -> Rendered:
+    """Return what `kubectl kustomize` makes of a folder."""
     done = subprocess.run(
         [tool("kubectl"), "kustomize", str(folder)], check=False, capture_output=True, text=True
     )

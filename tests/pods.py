@@ -52,16 +52,27 @@ class Pod(ConsumerProcess):
     ----------
     broker_port : int
         Where the broker of the overlay's host listens on this machine.
+    specification : manifest, optional
+        Of another pod of the overlay.
+    **changed : str
+        Variables that the test changes.
     """
 
     def __init__(
-        self, rendered: Rendered, image: Image, folder: Path, broker_port: int, **changed: str
+        self,
+        rendered: Rendered,
+        image: Image,
+        folder: Path,
+        broker_port: int,
+        *,
+        specification: Manifest | None = None,
+        **changed: str,
     ) -> None:
         self.port = free_port()
         self.log = folder / "pod.log"
         self.process: subprocess.Popen[bytes] | None = None
         self._rendered, self._image, self._folder = rendered, image, folder
-        self._specification = rendered.pod
+        self._specification = specification or rendered.pod
         self._context = self._specification["securityContext"]
         self.output = self._owned("output", 0o2775)
         self._scratch = self._owned("scratch", 0o2777)

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from consumer import checks
 from consumer.commands.display import show_table
-from consumer.filesystem import examine, examine_below, examine_clock
+from consumer.filesystem import examine, examine_below, examine_clock, examine_scratch
 from consumer.findings import Check, Finding, Verdict, side_by_side
 from consumer.service import unknown_variables
 from consumer.settings import Settings, load
@@ -72,7 +72,9 @@ def _rounds(settings: Settings) -> list[list[Check]]:
         ),
         Check("clock", partial(_where_usable, "clock", examine_clock, root), disk),
     ]
-    return [here, stored, *checks.rounds(settings)]
+    look = partial(examine_scratch, settings.scratch_folder, settings.scratch_bytes)
+    scratch = [Check("scratch folder", look, disk)]
+    return [here, stored, scratch, *checks.rounds(settings)]
 
 
 def _where_usable(

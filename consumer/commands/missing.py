@@ -2,13 +2,14 @@
 
 import itertools
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from consumer.commands.arguments import Parser, write_lines
 from consumer.coverage import Box
 from consumer.errors import UnusableSettings
-from consumer.ledger_files import read
+from consumer.ledger_files import read_present
 from consumer.ledger_format import Header
 
 PURPOSE = """\
@@ -25,11 +26,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_array()
     options = parser.parse_args(arguments)
     array = options.array
-    ledger, damages = read(parser.root(options), array)
+    ledger, damages = read_present(parser.root(options), array)
     if ledger is None:
         raise UnusableSettings(
             "; ".join(damages) or f"nothing is known of {array.store}/{array.path}: no ledger"
         )
+    for damage in damages:
+        sys.stderr.write(f"consumer: {damage}\n")
     header = ledger.header
     write_lines(json.dumps(entry) for box in ledger.missing() for entry in entries(header, box))
     return 0

@@ -15,7 +15,7 @@ from consumer.blocks import ArrayKey
 from consumer.commands.arguments import Parser, write_lines
 from consumer.commands.parser import seconds
 from consumer.ledger import Ledger
-from consumer.ledger_files import find, read, signature
+from consumer.ledger_files import find, read_present, signature
 
 PURPOSE = """\
 Show how much of each array is written.
@@ -119,7 +119,7 @@ class Rows:
         now = signature(self._root, array)
         if array in self._known and self._known[array][0] == now:
             return self._known[array]
-        ledger, damages = read(self._root, array)
+        ledger, damages = read_present(self._root, array)
         for damage in damages:
             sys.stderr.write(f"consumer: {damage}\n")
         return now, Row.of(array, ledger) if ledger else None

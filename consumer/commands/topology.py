@@ -60,6 +60,16 @@ def _declare(settings: TopologySettings, options: Any) -> int:
     return _asked(settings, options, lambda channels: ring.declared(channels, wanted))
 
 
+def _rebind(settings: TopologySettings, options: Any) -> int:
+    wanted = topology(settings)
+    if wanted.ring is None:
+        raise UnusableSettings(
+            "one partition has no order of bindings; set TILES_PARTITIONS or --partitions to the "
+            "number that is in use"
+        )
+    return _asked(settings, options, lambda channels: ring.rebound(channels, wanted))
+
+
 def _move(settings: TopologySettings, options: Any) -> int:
     wanted, old = topology(settings), _other(settings, options.old)
 
@@ -143,6 +153,11 @@ _ACTS: dict[str, tuple[Callable[[TopologySettings, Any], int], str, str]] = {
     "show": (_show, "print what there should be, asking nobody", "--partitions 16"),
     "check": (_check, "compare what is there; exit code 1 where something is amiss", ""),
     "declare": (_declare, "declare what is missing; again and again does no harm", ""),
+    "rebind": (
+        _rebind,
+        "bind the partitions anew in sorted order, which a restart of RabbitMQ may have changed",
+        "--partitions 16",
+    ),
     "move": (
         _move,
         "declare another number of partitions and have all tiles go there",

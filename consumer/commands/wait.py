@@ -9,7 +9,7 @@ from consumer.blocks import ArrayKey
 from consumer.commands.arguments import Parser, write_lines
 from consumer.commands.parser import count, seconds
 from consumer.ledger import Ledger
-from consumer.ledger_files import read, signature
+from consumer.ledger_files import read_present, signature
 
 PURPOSE = """\
 Wait until every voxel of an array is written.
@@ -70,7 +70,7 @@ class Looks:
         now = signature(self._root, self._array)
         if now != self._seen:
             self._seen = now
-            ledger, _ = read(self._root, self._array)
+            ledger, _ = read_present(self._root, self._array)
             self._code = self._judge(ledger) if ledger else None
         return self._code
 

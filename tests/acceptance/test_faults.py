@@ -32,6 +32,7 @@ from faults import (
     remount,
     tmpfs,
     wait_done,
+    wait_registered,
 )
 from harness import Channel, ConsumerProcess, ended, wait_until
 
@@ -211,6 +212,7 @@ def test_a_broker_that_is_away_for_a_while_costs_nothing(
         publishing(own_broker, prefix, tiles, oracle) as sent,
     ):
         consumer.wait_settled(40)
+        wait_registered(own_broker, f"{prefix}.parked")
         getattr(own_broker, end)()
         gone = time.monotonic()
         wait_until(

@@ -27,7 +27,9 @@ def test_a_consumer_is_stopped_where_it_was_told_and_goes_on(
 ) -> None:
     with make_consumer(failpoints=f"{name}=stop#1") as consumer:
         family = [psutil.Process(consumer.pid), *psutil.Process(consumer.pid).children()]
-        producer.publish(IMAGE.message(*IMAGE.places()))
+        places = IMAGE.places()
+        # A store is released as soon as its arrays are complete: here it is released at the end.
+        producer.publish(IMAGE.message(*(places[:1] if name == "release" else places)))
         if name == "release":
             consumer.wait_settled(1)
             consumer.signal(signal.SIGTERM)

@@ -19,7 +19,8 @@ from conftest import MakeConsumer
 from consumer.message import Encoded, encode
 from consumer.testing import RabbitMQ
 from faults import SlowDisk
-from harness import Channel, ConsumerProcess, MemoryWatch, parameters, wait_until
+from harness import Channel, ConsumerProcess, parameters, wait_until
+from watch import MemoryWatch
 
 MIB = 1 << 20
 BUDGET = 256 * MIB

@@ -6,10 +6,12 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import zarr
 
 from consumer.message import Encoded, encode
 
@@ -108,6 +110,19 @@ class Case:
         places = self.places
         for first in range(0, len(places), self.batch):
             yield self.message(places[first : first + self.batch])
+
+    def create(self, root: Path) -> None:
+        """Create the empty array with zarr, as somebody does who has it filled by others."""
+        fields = self.fields
+        zarr.create_group(root / STORE).create_array(
+            ARRAY,
+            shape=fields["shape"],
+            dtype=DTYPE,
+            chunks=fields["chunks"],
+            shards=fields.get("shards"),
+            dimension_names=list(fields["axes"]),
+            compressors="auto" if self.compressed else None,
+        )
 
     @property
     def message_count(self) -> int:

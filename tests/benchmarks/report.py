@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 import psutil
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
@@ -23,17 +24,26 @@ _PACKAGES = ("zarr", "numcodecs", "numpy", "pika", "tensorstore")
 _COLOURS = ("#0b6e4f", "#7fb69e", "#c44536", "#e0a458", "#b8c0cc", "#8d99ae")
 
 
+def line(case: Case, writer: str, run: Run) -> str:
+    """Return a line on one run."""
+    return (
+        f"{case.name} {writer} {_rate(case, run.seconds):.0f} MB/s, "
+        f"{run.cpu_seconds / case.payload_bytes * 1e9:.1f} CPU s/GB, {run.peak_memory_mib:.0f} MiB"
+    )
+
+
 def figures(case: Case, runs: dict[str, list[Run]]) -> dict[str, Any]:
     """Return a case's entry: medians, rates in payload MB/s."""
     ours = runs[CONSUMER]
     rates = {
-        writer: round(case.payload_bytes / 1e6 / median(run.seconds for run in runs[writer]), 1)
+        writer: round(_rate(case, median(run.seconds for run in runs[writer])), 1)
         for writer in WRITERS
     }
     gigabytes = case.payload_bytes / 1e9
     return {
         "name": case.name,
         **rates,
+        "ratios": ratios(rates),
         "peak_memory_mib": round(max(run.peak_memory_mib for run in ours), 1),
         "write_amplification": round(median(run.write_amplification for run in ours), 4),
         "cpu_seconds_per_gb": round(median(run.cpu_seconds for run in ours) / gigabytes, 2),
@@ -41,9 +51,17 @@ def figures(case: Case, runs: dict[str, list[Run]]) -> dict[str, Any]:
     }
 
 
-def sequential(entry: dict[str, Any]) -> float:
-    """Return the rate of draining first and writing then, in payload MB/s."""
-    return 1 / (1 / float(entry["drain_only"]) + 1 / float(entry["write_only"]))
+def ratios(entry: dict[str, Any]) -> dict[str, float]:
+    """Return the consumer's rate over others, and over what two of them would give."""
+    drain, write = float(entry["drain_only"]), float(entry["write_only"])
+    others = {
+        "tensorstore": entry["tensorstore"],
+        "per_tile": entry["per_tile"],
+        "drain_then_write": 1 / (1 / drain + 1 / write),
+        "slower": min(drain, write),
+        NOT_DURABLE: entry[NOT_DURABLE],
+    }
+    return {name: round(entry[CONSUMER] / other, 3) for name, other in others.items()}
 
 
 def write(folder: Path, entries: list[dict[str, Any]], broker: str) -> None:
@@ -54,27 +72,57 @@ def write(folder: Path, entries: list[dict[str, Any]], broker: str) -> None:
 
 
 def show(entries: list[dict[str, Any]]) -> None:
-    """Print the table."""
-    table = Table(title="payload MB/s, medians")
-    ratios = ("tensorstore", "per tile", "drain then write", "slower", "not durable")
-    others = ("peak MiB", "amplification", "cpu s/GB", "opens")
-    for column in ("case", *WRITERS, *(f"/ {each}" for each in ratios), *others):
-        table.add_column(column, justify="left" if column == "case" else "right")
+    """Print the table, and how batches compare with single messages where both were measured."""
+    others = ("peak MiB", "amplification", "CPU s/GB", "opens")
+    columns = (*WRITERS, *(f"/ {name}" for name in entries[0]["ratios"]), *others)
+    table = _table("payload MB/s, medians; / the consumer's over that", "case", *columns)
     for entry in entries:
-        ours = entry[CONSUMER]
-        slower = min(entry["drain_only"], entry["write_only"])
-        of_others = (entry["tensorstore"], entry["per_tile"], sequential(entry))
-        against = (*of_others, slower, entry[NOT_DURABLE])
         table.add_row(
             entry["name"],
             *(f"{entry[writer]:.0f}" for writer in WRITERS),
-            *(f"{ours / other:.2f}" for other in against),
+            *(f"{ratio:.2f}" for ratio in entry["ratios"].values()),
             f"{entry['peak_memory_mib']:.0f}",
             f"{entry['write_amplification']:.3f}",
             f"{entry['cpu_seconds_per_gb']:.1f}",
             f"{entry['array_opens']:.0f}",
         )
-    Console(width=None if Console().is_terminal else 230).print(table)
+    _print(table)
+    rates = {entry["name"]: entry[CONSUMER] for entry in entries}
+    if {"small-single", "small-batched"} <= rates.keys():
+        print(f"small-batched / small-single {rates['small-batched'] / rates['small-single']:.2f}")
+
+
+def show_pairs(cases: dict[str, dict[str, list[Run]]]) -> None:
+    """Print how the first writer of each case compares with the others, round by round."""
+    table = _table("ratios within each round", "case", "rates", "median", "least", "most", "rounds")
+    for name, runs in cases.items():
+        first, *others = runs
+        for other in others:
+            found = paired(runs[first], runs[other])
+            shown = (f"{ratio:.2f}" for ratio in (median(found), min(found), max(found)))
+            table.add_row(name, f"{first} / {other}", *shown, str(len(found)))
+    _print(table)
+
+
+def paired(ours: list[Run], others: list[Run]) -> list[float]:
+    """Return the ratio of the rates in each round."""
+    return [b.seconds / a.seconds for a, b in zip(ours, others, strict=True)]
+
+
+def _rate(case: Case, seconds: float) -> float:
+    return case.payload_bytes / 1e6 / seconds
+
+
+def _table(title: str, *columns: str) -> Table:
+    """Return a table that can be taken over into a page."""
+    table = Table(title=title, box=MARKDOWN)
+    for column in columns:
+        table.add_column(column, justify="left" if column in {"case", "rates"} else "right")
+    return table
+
+
+def _print(table: Table) -> None:
+    Console(width=None if Console().is_terminal else 250).print(table)
 
 
 def _machine(broker: str) -> dict[str, Any]:
@@ -95,7 +143,7 @@ def _cpu() -> str:
 
 
 def _picture(path: Path, entries: list[dict[str, Any]]) -> None:
-    figure, axes = plt.subplots(figsize=(1.6 + 1.5 * len(entries), 5))
+    figure, axes = plt.subplots(figsize=(max(8.0, 1.6 + 1.5 * len(entries)), 5))
     width = 0.8 / len(WRITERS)
     for index, (writer, colour) in enumerate(zip(WRITERS, _COLOURS, strict=True)):
         places = [x + (index - len(WRITERS) / 2 + 0.5) * width for x in range(len(entries))]

@@ -1,15 +1,20 @@
 """What the consumer is measured against, each in a process of its own that prints its figures.
 
-All of them receive as the consumer does (128 KiB reads, the same prefetch count), decode with its
-own decoder, and write an array that is there already, on the same disk.
+All of them find the array made, open it when they first need it, and decode with the consumer's own
+decoder. Those that somebody could use instead receive with pika, 128 KiB at a time and with the
+consumer's prefetch count; what only sets a bound to the consumer receives and writes with its code.
 """
 
 import argparse
+import gc
 import itertools
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -21,21 +26,44 @@ import zarr
 from pika.adapters.select_connection import IOLoop, SelectConnection
 
 from benchmarks.cases import ARRAY, STORE, Case, find
-from consumer.arena import Arena
-from consumer.arrays import OpenArray, open_array, open_store
+from consumer.arena import Arena, give_memory_back
+from consumer.arrays import read_array
 from consumer.blocks import ArrayKey, BlockKey, Reason, Write
-from consumer.connection import prepare_pika
+from consumer.connection import Connection, prepare_pika
 from consumer.contract import build
 from consumer.coverage import Box, Coverage
+from consumer.endpoint import Endpoint
 from consumer.errors import StopError
 from consumer.flow import WRITES_PER_WORKER
 from consumer.message import Envelope, Message, Outline, decode
 from consumer.placement import Layout
 from consumer.settings import Settings
 from consumer.storage import Storage
+from watch import cpu_seconds
 
 _TRANSACTION_DELIVERIES = 400
 _ACKNOWLEDGE_EVERY = 100
+
+
+@dataclass(frozen=True)
+class Took:
+    """What a run took: the time that passed, and what its processes computed meanwhile."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+class Clock:
+    """Measures from its making on."""
+
+    def __init__(self) -> None:
+        self._cpu = cpu_seconds(os.getpid())
+        self._began = time.monotonic()
+
+    def read(self) -> Took:
+        """Return what passed until now."""
+        seconds = time.monotonic() - self._began
+        return Took(seconds, cpu_seconds(os.getpid()) - self._cpu)
 
 
 class Rival:
@@ -46,23 +74,30 @@ class Rival:
         self.loop = IOLoop()
         self._channel: Any = None
         self._received = 0
-        self._settled = 0
-        self._began = self._ended = 0.0
+        self._clock: Clock | None = None
+        self._took: Took | None = None
 
-    def run(self, host: str, queue: str) -> float:
-        """Return the seconds from subscribing to the last acknowledgement."""
+    def run(self, host: str, queue: str) -> Took:
+        """Return what it took from subscribing to the last acknowledgement."""
         prepare_pika()
+        self.connect(host, lambda channel: self._subscribe(channel, queue))
+        self.loop.start()
+        assert self._took is not None, "the connection was lost"
+        return self._took
+
+    def connect(self, host: str, opened: Callable[[Any], None]) -> None:
+        """Connect as pika does; `opened` hears of the channel."""
         name, port = host.split(":")
         SelectConnection(
             pika.ConnectionParameters(name, int(port), heartbeat=600),
-            on_open_callback=lambda connection: connection.channel(
-                on_open_callback=lambda channel: self._subscribe(channel, queue)
-            ),
+            on_open_callback=lambda connection: connection.channel(on_open_callback=opened),
             on_close_callback=lambda *_: self.loop.stop(),
             custom_ioloop=self.loop,
         )
-        self.loop.start()
-        return self._ended - self._began
+
+    def close(self) -> None:
+        """Close the connection, which ends the loop."""
+        self._channel.connection.close()
 
     def take(self, message: Message) -> None:
         """Take a message; sooner or later it is settled."""
@@ -71,10 +106,10 @@ class Rival:
     def settle(self, tag: int) -> None:
         """Acknowledge every message up to a delivery tag."""
         self._channel.basic_ack(tag, multiple=True)
-        self._settled = tag
         if tag == self.case.message_count:
-            self._ended = time.monotonic()
-            self._channel.connection.close()
+            assert self._clock is not None
+            self._took = self._clock.read()
+            self.close()
 
     @property
     def last(self) -> int:
@@ -92,7 +127,7 @@ class Rival:
         channel.basic_consume(queue, self._on_message, callback=lambda _frame: self._begin())
 
     def _begin(self) -> None:
-        self._began = time.monotonic()
+        self._clock = Clock()
 
     def _on_message(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
         self._received = method.delivery_tag
@@ -105,7 +140,26 @@ class Rival:
 
 
 class DrainOnly(Rival):
-    """Receives and acknowledges; writes nothing."""
+    """Receives as the consumer does and acknowledges; writes nothing."""
+
+    def connect(self, host: str, opened: Callable[[Any], None]) -> None:
+        """Connect with the consumer's own connection, and have memory treated as it does."""
+        give_memory_back()
+        gc.freeze()
+        self._connection = Connection(
+            self.loop,
+            Endpoint(hosts=(host,)),
+            "drain",
+            owner="benchmark",
+            opened=opened,
+            lost=self.loop.stop,
+            failed=lambda _error: None,
+        )
+        self._connection.open()
+
+    def close(self) -> None:
+        """Close the connection for good."""
+        self._connection.close()
 
     def receive(self, method: Any, properties: Any, body: bytes) -> None:
         """Acknowledge now and then."""
@@ -116,10 +170,9 @@ class DrainOnly(Rival):
 class PerTile(Rival):
     """One zarr write for each tile, the array kept open; no fsync."""
 
-    def __init__(self, root: Path, case: Case) -> None:
-        super().__init__(root, case)
-        create(root, case)
-        self._array: Any = zarr.open_array(root / STORE, path=ARRAY, mode="r+")
+    @cached_property
+    def _array(self) -> Any:
+        return zarr.open_array(self.root / STORE, path=ARRAY, mode="r+")
 
     def take(self, message: Message) -> None:
         """Write every tile, then acknowledge."""
@@ -133,16 +186,18 @@ class TensorStore(Rival):
 
     def __init__(self, root: Path, case: Case) -> None:
         super().__init__(root, case)
-        create(root, case)
-        self._store = tensorstore.open(
+        self._transaction = tensorstore.Transaction()
+        self._deliveries = 0
+
+    @cached_property
+    def _store(self) -> Any:
+        return tensorstore.open(
             {
                 "driver": "zarr3",
-                "kvstore": {"driver": "file", "path": f"{root / STORE / ARRAY}/"},
+                "kvstore": {"driver": "file", "path": f"{self.root / STORE / ARRAY}/"},
                 "context": {"file_io_sync": True},
             }
         ).result()
-        self._transaction = tensorstore.Transaction()
-        self._deliveries = 0
 
     def take(self, message: Message) -> None:
         """Write every tile into the transaction."""
@@ -173,25 +228,27 @@ class WriteOnly:
         self._left = 0
         settings = Settings(output_root=root)
         self._in_flight = settings.workers * WRITES_PER_WORKER
-        layout = opened(root, case).layout
+        found = read_array(root, ArrayKey(STORE, ARRAY))
+        assert found is not None
+        layout = found.layout
         size = math.prod(layout.shape) * layout.dtype.itemsize
         arena = Arena(2 * size)
         self._storage = Storage(settings, arena, self._posted.put, _stopped)
         self._writes = list(self._blocks(case, layout, arena))
         self._left = 1
-        self._storage.open(_outline(case), 1 << 40, self._opened)
+        self._storage.open(outline(case), 1 << 40, self._opened)
         self._wait()
 
-    def run(self, _host: str, _queue: str) -> float:
-        """Return the seconds until all blocks are durable."""
+    def run(self, _host: str, _queue: str) -> Took:
+        """Return what it took until all blocks were durable."""
         self._left = len(self._writes)
-        began = time.monotonic()
+        clock = Clock()
         for _ in range(self._in_flight):
             self._start()
         self._wait()
-        seconds = time.monotonic() - began
+        took = clock.read()
         self._storage.close()
-        return seconds
+        return took
 
     def _start(self) -> None:
         if self._writes:
@@ -232,21 +289,8 @@ def _stopped(error: StopError) -> None:
     raise error
 
 
-def create(root: Path, case: Case) -> None:
-    """Create the array as the consumer does."""
-    opened(root, case).store.commit.release()
-
-
-def opened(root: Path, case: Case) -> OpenArray:
-    """Open the array as the consumer does; create it where it is not there."""
-    store = open_store(root, STORE, file_mode=0o644, folder_mode=0o755)
-    entry = _outline(case).entry
-    array = open_array(store, entry, write_empty_chunks=True, max_block_bytes=1 << 40)
-    array.metadata.make()
-    return array
-
-
-def _outline(case: Case) -> Outline:
+def outline(case: Case) -> Outline:
+    """Return what a case's messages say of the array."""
     tile = {
         "stitch_coords": [0] * len(case.shape),
         "crop_size": [1] * len(case.shape),
@@ -265,7 +309,7 @@ RIVALS: dict[str, type[Rival] | type[WriteOnly]] = {
 
 
 def main() -> None:
-    """Run one rival and print its seconds as JSON."""
+    """Run one rival and print what it took as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("rival", choices=RIVALS)
     parser.add_argument("case")
@@ -275,8 +319,8 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     options = parser.parse_args()
     case = find(options.case, quick=options.quick)
-    seconds = RIVALS[options.rival](options.root, case).run(options.host, options.queue)
-    print(json.dumps({"seconds": seconds}))
+    took = RIVALS[options.rival](options.root, case).run(options.host, options.queue)
+    print(json.dumps(asdict(took)))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ In ms of one core per MB of payload, but for commits, which mostly wait: there i
 by `make bench-stages`.
 """
 
+import gc
 import os
 import shutil
 import socket
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +23,11 @@ from numcodecs.zstd import Zstd
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import Case, find
+from benchmarks.cases import STORE, Case, find
 from benchmarks.preload import preload
-from benchmarks.rivals import DrainOnly, opened
-from consumer.arena import Arena
-from consumer.arrays import OpenArray
+from benchmarks.rivals import DrainOnly, outline
+from consumer.arena import Arena, give_memory_back
+from consumer.arrays import OpenArray, open_array, open_store
 from consumer.assembler import Assembler
 from consumer.blocks import DeliveryId, StoredArray
 from consumer.budget import Budget
@@ -54,7 +56,8 @@ class Stages:
         self._folder = folder
         self._messages = list(case.messages())
         self._mb = case.payload_bytes / 1e6
-        self._array = opened(folder, case)
+        case.create(folder)
+        self._array = _opened(folder, case)
         self._blocks = self._assembled()
 
     def rows(self, broker: RabbitMQ) -> Iterator[tuple[str, float, str, float]]:
@@ -120,22 +123,23 @@ class Stages:
         posted: list[Callable[[], None]] = []
         broker: Any = SimpleNamespace(acknowledge=lambda _identity: True)
         storage: Any = _Instant(self._array, posted.append)
-        flow = Flow(
-            Settings(output_root=self._folder),
-            broker,
-            storage,
-            Arena(2 << 30),
-            Scratch(self._folder, 1 << 30),
-            Metrics(),
-            post=posted.append,
-            stop=_raise,
-        )
-        for number, message in enumerate(self._messages):
-            properties = SimpleNamespace(message_id=None, app_id=None)
-            identity = DeliveryId(1, number)
-            flow.deliver(Delivery(identity, _envelope(message), properties, 0), message.body)
-            while posted:
-                posted.pop(0)()
+        with closing(Scratch(self._folder, 1 << 30)) as scratch:
+            flow = Flow(
+                Settings(output_root=self._folder),
+                broker,
+                storage,
+                Arena(2 << 30),
+                scratch,
+                Metrics(),
+                post=posted.append,
+                stop=_raise,
+            )
+            for number, message in enumerate(self._messages):
+                properties = SimpleNamespace(message_id=None, app_id=None)
+                identity = DeliveryId(1, number)
+                flow.deliver(Delivery(identity, _envelope(message), properties, 0), message.body)
+                while posted:
+                    posted.pop(0)()
 
     # -- the writer process ---------------------------------------------------------------------
 
@@ -202,11 +206,20 @@ class _Instant:
         self._stored = StoredArray(array.key, array.layout)
         self._post = post
 
-    def open(self, _outline: object, _most: int, done: Callable[..., None]) -> None:
+    def open(
+        self, _outline: object, _most: int, done: Callable[..., None], **_renew: object
+    ) -> None:
         self._post(lambda: done(Opened(self._stored, taken=None), None))
 
     def write(self, _write: object, done: Callable[..., None], **_bound: object) -> None:
         self._post(lambda: done(Written(1, 1, 0.0), None))
+
+
+def _opened(root: Path, case: Case) -> OpenArray:
+    """Open the array as the consumer does."""
+    store = open_store(root, STORE, file_mode=0o644, folder_mode=0o755)
+    entry = outline(case).entry
+    return open_array(store, entry, write_empty_chunks=True, max_block_bytes=1 << 40)
 
 
 def _copy(bodies: list[npt.NDArray[np.uint8]], target: npt.NDArray[np.uint8]) -> None:
@@ -236,6 +249,9 @@ def _raise(error: Exception) -> None:
 
 def main() -> int:
     """Measure and print a table for each case."""
+    # As the consumer has its memory treated.
+    give_memory_back()
+    gc.freeze()
     folder = Path("bench-results/stages")
     console = Console()
     for name in sys.argv[1:] or ["sharded-zstd", "unsharded-zstd"]:

@@ -42,3 +42,9 @@ SCENARIOS = (
 )
 # Rounds of it, for as long as is asked for.
 SOAK = Scenario("soak", 20, 20, soak.mix)
+# Those that fail where something is switched off.
+PROOFS = {
+    "fence": ["two_owners", "sigstop"],
+    "fsync": ["power_loss"],
+    "folder-fsync": ["power_loss"],
+}

@@ -17,6 +17,9 @@ _HEARTBEAT_S = 1
 _PAUSE_S = 3.5 * _HEARTBEAT_S
 # Blocks are then written before they are whole, which is where a late writer does harm.
 _FEW = 40
+# So many tiles are acknowledged before a paused consumer goes on that the images which it filled
+# are closed: nobody writes again, and heals, what it then spoils.
+_CLOSED = 250
 # Most failpoints are passed often: by chance, some work is done first.
 _SHARES = {"take": 1.0, "ledger": 0.2}
 _USUAL_SHARE = 0.08
@@ -36,10 +39,13 @@ def kill_one(stage: Stage) -> None:
     fleet, victim = stage.fleet, stage.chance.choice(stage.fleet.consumers)
     owner, writer = stage.chance.choice(_VICTIMS)
     _some_more(stage)
-    since = time.time()
+    held, since = fleets.holds(victim), time.time()
     fleet.kill(victim, owner=owner, writer=writer)
     victim.start(ready=False)
-    stage.recovered(since)
+    if held:
+        stage.recovered(since)
+    else:
+        fleet.wait_acknowledged(since)
 
 
 def sigterm(stage: Stage, count: int) -> None:
@@ -57,12 +63,15 @@ def terminate_one(stage: Stage) -> None:
     # Before it has got that far, the signal ends it as it ends any process.
     victim.wait_ready()
     _some_more(stage)
-    since = time.time()
-    code = fleets.stopped(victim)
-    if code:
-        stage.problems.append(f"{fleets.name(victim)} ended with exit code {code} on SIGTERM")
+    held, since = fleets.holds(victim), time.time()
+    victim.signal(signal.SIGTERM)
+    if held:
+        stage.recovered(since, but=victim)
+    else:
+        # It must not be revived before it was looked at how it has ended.
+        stage.fleet.wait_acknowledged(since, but=victim)
+    stage.fleet.note_stop(victim)
     victim.start(ready=False)
-    stage.recovered(since)
 
 
 def pause_one(stage: Stage) -> None:
@@ -71,8 +80,11 @@ def pause_one(stage: Stage) -> None:
     family = fleets.processes(victim)
     since = time.time()
     fleets.signal_all(family, signal.SIGSTOP)
-    stage.recovered(since + _PAUSE_S)
-    fleets.signal_all(family, signal.SIGCONT)
+    try:
+        stage.recovered(since, but=victim)
+        stage.fleet.wait_acknowledged(since + _PAUSE_S, but=victim)
+    finally:
+        fleets.signal_all(family, signal.SIGCONT)
 
 
 def sigstop(stage: Stage, count: int) -> None:
@@ -117,9 +129,18 @@ def _pause_until_others_go_on(stage: Stage, late: ConsumerProcess, point: str) -
     paused = f"a pause at {point}:"
     wait_until(lambda: fleets.paused(late), lambda: f"{paused}\n{fleet.tails()}", poll_s=0.1)
     since = time.time()
-    stage.recovered(since)
-    fleet.wait_acknowledged(since + _PAUSE_S)
+    stage.recovered(since, but=late)
+    fleet.wait_acknowledged(since + _PAUSE_S, but=late)
+    enough = _acknowledged(stage) + _CLOSED
+    wait_until(
+        lambda: _acknowledged(stage) >= enough, lambda: f"others:\n{fleet.tails()}", poll_s=0.1
+    )
     fleets.signal_all(fleets.processes(late), signal.SIGCONT)
+
+
+def _acknowledged(stage: Stage) -> float:
+    """Return how many deliveries those that run, and are not paused, have acknowledged."""
+    return sum(stage.fleet.values("tiles_deliveries_acknowledged_total"))
 
 
 def _end_fenced(stage: Stage, late: ConsumerProcess) -> None:
@@ -133,9 +154,8 @@ def _end_fenced(stage: Stage, late: ConsumerProcess) -> None:
         return bool(found and found["tiles_subscribed"] and not found["tiles_unacknowledged"])
 
     wait_until(settled, lambda: f"a recovery:\n{stage.fleet.tails()}", poll_s=0.1)
-    code = fleets.stopped(late)
-    if code:
-        stage.problems.append(f"{fleets.name(late)} ended with exit code {code} after a pause")
+    late.signal(signal.SIGTERM)
+    stage.fleet.note_stop(late)
 
 
 def _some_more(stage: Stage) -> None:

@@ -24,6 +24,10 @@ _DISK_BYTES = 256 << 20
 _OPTIONS = "loop,commit=600"
 
 
+class CommandFailed(Exception):
+    """A command that mounts or unmounts has failed."""
+
+
 class PowerlessDisk:
     """An ext4 of its own, mounted through a loop device, that can lose its power.
 
@@ -35,13 +39,18 @@ class PowerlessDisk:
         self._image = folder / "disk.img"
         self._mounted = mounted
         self._up = False
+        self._was_cut = False
 
     def __enter__(self) -> Self:
+        """Make and mount it; raises NotRun where the machine does not permit that."""
         with self._image.open("wb") as file:
             file.truncate(_DISK_BYTES)
-        _run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0", str(self._image))
         self._mounted.mkdir(parents=True)
-        self.mount()
+        try:
+            _run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0", str(self._image))
+            self.mount()
+        except CommandFailed as error:
+            raise NotRun(str(error)) from error
         (self._mounted / "lost+found").rmdir()
         return self
 
@@ -60,14 +69,17 @@ class PowerlessDisk:
         self._up = True
 
     def cut(self) -> None:
-        """Cut the power."""
+        """Cut the power; raises NotRun where that has never been possible."""
         descriptor = os.open(self._mounted, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.ioctl(descriptor, _IOC_SHUTDOWN, struct.pack("I", _NOLOGFLUSH))
         except OSError as error:
+            if self._was_cut:
+                raise
             raise NotRun(f"this ext4 cannot be shut down: {error}") from error
         finally:
             os.close(descriptor)
+        self._was_cut = True
 
     def unmount(self) -> None:
         """Unmount it, and return once it is mounted nowhere; nothing may have a file open on it.
@@ -93,13 +105,13 @@ def _read(file: Path) -> str:
 
 
 def _run(*command: str) -> None:
-    """Run a command that needs rights which not every machine gives."""
+    """Run a command that needs rights which not every machine gives; raises CommandFailed."""
     try:
         ended = subprocess.run(command, check=False, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise NotRun(f"there is no {command[0]} here") from error
+        raise CommandFailed(f"there is no {command[0]} here") from error
     if ended.returncode:
-        raise NotRun(f"{' '.join(command)} failed: {ended.stderr.strip()}")
+        raise CommandFailed(f"{' '.join(command)} failed: {ended.stderr.strip()}")
 
 
 _FAILING = """
@@ -189,6 +201,17 @@ class FailingDisk:
 def unsynced(folder: Path, what: str) -> dict[str, str]:
     """Return the environment of a process whose fsync does nothing; `what`: all or folders."""
     return {**_customized(folder / "unsynced", _UNSYNCED), "UNSYNCED": what}
+
+
+def together(folder: Path, *environments: dict[str, str]) -> dict[str, str]:
+    """Return one environment of several, each with a `sitecustomize`, of which all are run."""
+    merged: dict[str, str] = {}
+    code = ""
+    for each in environments:
+        file = Path(each["PYTHONPATH"].split(os.pathsep)[0]) / "sitecustomize.py"
+        code += f"exec(compile(open({str(file)!r}).read(), {str(file)!r}, 'exec'), {{}})\n"
+        merged |= each
+    return merged | _customized(folder / "together", code)
 
 
 def _customized(folder: Path, code: str) -> dict[str, str]:

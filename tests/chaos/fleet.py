@@ -11,12 +11,14 @@ from typing import Any
 
 import psutil
 
+from chaos import product
 from consumer.testing import RabbitMQ
 from harness import Channel, ConsumerProcess, wait_until
 
 REPLICAS = 3
 # All scenarios are on one broker, whose consumer_timeout is this.
 CONSUMER_TIMEOUT_S = 120
+_KILLED = -signal.SIGKILL
 _POLL_S = 0.1
 _QUIET_S = 1.0
 # Longer than the grace time.
@@ -43,6 +45,14 @@ class Fleet:
         What each finds in its environment, beside its settings.
     settings : dict
         Those of `consumer run`.
+
+    Attributes
+    ----------
+    reviving : bool
+        Whether whoever ends by itself is started again, as by an orchestrator. It must have been
+        killed by a signal: anything else is wrong, as it is where nobody is revived.
+    wrong : list of str
+        Of consumers that ended otherwise than they should have.
     """
 
     def __init__(
@@ -67,8 +77,8 @@ class Fleet:
             )
             for number in range(count)
         ]
-        # Whether whoever ends by itself is started again, as by an orchestrator.
         self.reviving = False
+        self.wrong: list[str] = []
 
     def start(self) -> None:
         """Start all, in order, and wait until each is ready."""
@@ -87,60 +97,102 @@ class Fleet:
 
         One that has just been started may not have a writer yet.
         """
+        if consumer.process is None:
+            return
         family = processes(consumer)
         victims = family[:1] * owner + family[1:] * writer or family
         signal_all(victims, signal.SIGKILL)
         # One that is stopped cannot see that the other is gone.
         signal_all([each for each in family if each not in victims], signal.SIGCONT)
-        if consumer.process is not None:
-            consumer.process.wait(30)
+        if family:
+            self._note_end(consumer, _KILLED if family[0] in victims else product.WRITER_LOST)
+        else:
+            self._note_end(consumer)
         wait_until(lambda: not any(map(_lives, family)), f"the end of {name(consumer)}")
 
-    def revive(self) -> list[ConsumerProcess]:
-        """Start again whoever ended; return those."""
-        ended = [each for each in self.consumers if not running(each)]
-        for consumer in ended:
-            consumer.start(ready=False)
-        return ended
+    def revive(self, but: ConsumerProcess | None = None) -> None:
+        """Start again whoever ended, but for one of them."""
+        for consumer in self.consumers:
+            if consumer is not but and not running(consumer):
+                self._note_end(consumer)
+                consumer.start(ready=False)
 
     def stop(self) -> list[str]:
-        """Send SIGTERM to all; return what is wrong with how they ended."""
-        wrong = []
+        """Send SIGTERM to all; return what is wrong with how any has ended, now or before."""
         for consumer in self.consumers:
-            code = stopped(consumer)
-            if code:
-                wrong.append(f"{name(consumer)} ended with exit code {code} on SIGTERM")
-        return wrong
+            if running(consumer):
+                consumer.signal(signal.SIGTERM)
+                self.note_stop(consumer)
+            else:
+                self._note_end(consumer)
+        return self.wrong
 
-    def metrics(self) -> list[dict[str, float] | None]:
-        """Return the metrics of each that runs; None of one that does not answer yet."""
+    def note_stop(self, consumer: ConsumerProcess) -> None:
+        """Take note of how one ends that was sent SIGTERM."""
+        code = ended(consumer)
+        if code:
+            self.wrong.append(f"{name(consumer)} ended with exit code {code} on SIGTERM")
+        consumer.process = None
+
+    def _note_end(self, consumer: ConsumerProcess, *expected: int) -> None:
+        """Take note of how a process has ended; without `expected`, by itself.
+
+        It is forgotten then, so that each end is judged once.
+        """
+        if consumer.process is None:
+            return
+        code = consumer.process.wait(30)
+        if code not in {*expected, *([_KILLED] if self.reviving else [])}:
+            wanted = f", not {expected[0]}" if expected else " by itself"
+            self.wrong.append(f"{name(consumer)} ended with exit code {code}{wanted}")
+        consumer.process = None
+
+    def metrics(self, but: ConsumerProcess | None = None) -> list[dict[str, float] | None]:
+        """Return the metrics of each that runs, but for one; None where none answers yet."""
         if self.reviving:
-            self.revive()
-        return [metrics(each) for each in self.consumers if running(each) and not paused(each)]
+            self.revive(but)
+        return [
+            metrics(each)
+            for each in self.consumers
+            if each is not but and running(each) and not paused(each)
+        ]
 
-    def acknowledged_at(self) -> float:
-        """Return when any of those that run last acknowledged, Unix seconds; 0: never."""
-        latest = "tiles_last_acknowledged_timestamp_seconds"
-        return max((found[latest] for found in self.metrics() if found), default=0.0)
+    def values(self, prefix: str) -> list[float]:
+        """Return every sample whose name begins so, of all that run."""
+        found = [each for each in self.metrics() if each]
+        return [value for each in found for key, value in each.items() if key.startswith(prefix)]
+
+    def acknowledged_at(self, but: ConsumerProcess | None = None) -> float:
+        """Return when any of those that run, but for one, last acknowledged; 0: never."""
+        found = self.metrics(but)
+        return max((each[product.LAST_ACKNOWLEDGED] for each in found if each), default=0.0)
 
     def active(self) -> ConsumerProcess:
         """Return the one that acknowledged last."""
 
         def latest(consumer: ConsumerProcess) -> float:
             found = None if paused(consumer) else metrics(consumer)
-            return found["tiles_last_acknowledged_timestamp_seconds"] if found else 0.0
+            return found[product.LAST_ACKNOWLEDGED] if found else 0.0
 
         return max(self.consumers, key=latest)
 
-    def wait_acknowledged(self, since: float, timeout_s: float = 120.0) -> float:
-        """Return once any acknowledges after a time, Unix; return the seconds that it took."""
-        wait_until(
-            lambda: self.acknowledged_at() > since,
-            lambda: f"an acknowledgement:\n{self.tails()}",
-            timeout_s,
-            poll_s=_POLL_S,
-        )
-        return max(0.0, self.acknowledged_at() - since)
+    def wait_acknowledged(
+        self, since: float, timeout_s: float = 120.0, *, but: ConsumerProcess | None = None
+    ) -> float:
+        """Wait until any, but for one, acknowledges after a time; return when, as first seen.
+
+        Both in Unix seconds.
+        """
+        latest = 0.0
+
+        def acknowledged() -> bool:
+            nonlocal latest
+            latest = self.acknowledged_at(but)
+            return latest > since
+
+        what = "an acknowledgement"
+        wait_until(acknowledged, lambda: f"{what}:\n{self.tails()}", timeout_s, poll_s=_POLL_S)
+        return latest
 
     def wait_done(self, channel: Channel, timeout_s: float = 180.0) -> None:
         """Return once the queue has stayed empty, and nothing unacknowledged, for a second."""
@@ -191,17 +243,29 @@ def running(consumer: ConsumerProcess) -> bool:
     return consumer.process is not None and consumer.process.poll() is None
 
 
+def holds(consumer: ConsumerProcess) -> bool:
+    """Whether it holds deliveries: a stand-by does not."""
+    found = metrics(consumer)
+    return bool(found and found["tiles_unacknowledged"])
+
+
 def stopped(consumer: ConsumerProcess) -> int:
-    """Send SIGTERM; return the exit code, also of one that has ended by itself.
+    """Send SIGTERM; return the exit code, also of one that has ended by itself."""
+    if running(consumer):
+        consumer.signal(signal.SIGTERM)
+    return ended(consumer)
+
+
+def ended(consumer: ConsumerProcess) -> int:
+    """Return the exit code of one that was told to stop.
 
     One that does not end is killed, and has a signal's number for a code.
     """
     if consumer.process is None:
         return 0
-    if running(consumer):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return consumer.stop(_STOP_S)
-        signal_all(processes(consumer), signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return consumer.process.wait(_STOP_S)
+    signal_all(processes(consumer), signal.SIGKILL)
     return consumer.process.wait()
 
 

@@ -50,6 +50,12 @@ LAYOUTS = (
 
 
 @cache
+def settling(store: str) -> Image:
+    """Return an image that is sent to a store at the very end: whatever was sent before stays."""
+    return Image(_MOST_IMAGES, store, "settled", (128, 128), 64)
+
+
+@cache
 def image(number: int) -> Image:
     """Return the image of a number below 255."""
     layout = LAYOUTS[number % len(LAYOUTS)]

@@ -3,7 +3,10 @@
 Knows only what was published with a confirm.
 """
 
+import contextlib
 import hashlib
+import itertools
+import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,16 +73,32 @@ def examine(root: Path, confirmed: Confirmed, known: Collection[str] = ()) -> Fo
     return found
 
 
-def snapshot(folder: Path) -> dict[str, str]:
-    """Return the digest of every file below a folder, metadata and the consumer's state left out.
+def snapshot(*tops: Path) -> dict[str, str]:
+    """Return the digest of every file in or below some paths; of a link, where it leads."""
+    paths = (path for top in tops for path in (top, *top.rglob("*")))
+    return {str(path): _digest(path) for path in paths if path.is_symlink() or path.is_file()}
 
-    An array that is opened gets an id in its attributes.
-    """
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "zarr.json" and STATE_FOLDER not in path.parts
-    }
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return what two snapshots do not have in common: made, changed or removed."""
+    return [
+        f"{name} was {'made' if name not in before else 'changed or removed'}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _digest(path: Path) -> str:
+    if path.is_symlink():
+        return f"to {path.readlink()}"
+    content = path.read_bytes()
+    if path.name == "zarr.json":
+        # An array that is opened gets an id in its attributes.
+        with contextlib.suppress(ValueError):
+            said = json.loads(content)
+            said.get("attributes", {}).pop(product.LEDGER_ATTRIBUTE, None)
+            content = json.dumps(said, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _array(root: Path, image: Image, places: Collection[Place]) -> Found:
@@ -129,32 +148,32 @@ def _ledger(root: Path, image: Image, places: Collection[Place]) -> Found:
 
 
 def _strangers(root: Path, confirmed: Confirmed, known: Collection[str]) -> Found:
-    """Count files outside every array that was sent."""
+    """Count files that are neither metadata nor a chunk of what was sent."""
     found = Found()
-    arrays = {f"{image.store}/{image.path}" for image in confirmed}
-    groups = {str(parent) for name in arrays for parent in Path(name).parents}
+    expected = {name for image in confirmed for name in _files_of(root, image)}
     for path in _files(root):
         name = path.relative_to(root)
-        above, chunk = _split(name)
-        if name.parts[0] in {STATE_FOLDER, *known} or str(above) in (arrays if chunk else groups):
-            continue
-        if name.name == "zarr.json" and str(above) in arrays:
-            continue
-        found += Found(foreign=1, notes=[f"{name} was sent by nobody"])
+        if name.parts[0] not in {STATE_FOLDER, *known} and str(name) not in expected:
+            found += Found(foreign=1, notes=[f"{name} was sent by nobody"])
     return found
 
 
-def _split(name: Path) -> tuple[Path, bool]:
-    """Return the array's folder of a chunk, or else the file's, and whether it is a chunk."""
-    if "c" in name.parts:
-        return Path(*name.parts[: name.parts.index("c")]), True
-    return name.parent, False
+def _files_of(root: Path, image: Image) -> Iterator[str]:
+    """Yield the names that an image's files may have: of its groups, itself and its chunks."""
+    groups = [Path(image.path), *Path(image.path).parents]
+    yield from (str(Path(image.store) / group / "zarr.json") for group in groups)
+    with contextlib.suppress(Exception):  # whatever zarr finds wrong: it is told as lost
+        array = zarr.open_array(root / image.store, path=image.path, mode="r")
+        sides = zip(array.shape, array.shards or array.chunks, strict=True)
+        for chunk in itertools.product(*(range(-(-size // side)) for size, side in sides)):
+            yield str(Path(image.store) / image.path / array.metadata.encode_chunk_key(chunk))
 
 
 def _leftovers(state: Path) -> Found:
     """Count files, tenures and trials below the consumer's own folder that should be gone by now.
 
-    Ledgers stay; and what the journal says of a handling that was cut short, it says for a day.
+    Ledgers stay, but none that was damaged and set aside; and what the journal says of a handling
+    that was cut short, it says for a day.
     """
     found = Found()
     for path in sorted(state.rglob("*")):
@@ -167,7 +186,7 @@ def _leftovers(state: Path) -> Found:
 
 def _is_kept(inside: tuple[str, ...]) -> bool:
     journal = inside[0] == _JOURNAL and inside[-1].endswith(".json")
-    return journal or "ledger" in inside
+    return journal or ("ledger" in inside and product.is_ledger(inside[-1]))
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeAlias
 
@@ -15,6 +16,21 @@ from harness import Channel
 
 # Publishes one message and takes note of it once it is confirmed; raises where it was not.
 Publish: TypeAlias = Callable[[Channel], None]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A message that must be parked.
+
+    Attributes
+    ----------
+    reasons : frozenset of str
+        With any of which it may be parked; "": dead-lettered, without a reason.
+    """
+
+    publish: Publish
+    reasons: frozenset[str]
+
 
 MESSAGE_ID = "tile"
 _RETRY_S = 0.2

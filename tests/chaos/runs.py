@@ -26,7 +26,7 @@ class Outcome:
     not_run : NotRun or None
         Why it could not be run at all; it counts as nothing then.
     recoveries : sequence of float
-        Seconds from a fault to the next acknowledgement.
+        Seconds from faults until the work of the victims went on; see `chaos.stage.Stage`.
     """
 
     row: Row
@@ -39,8 +39,18 @@ class Outcome:
     @property
     def clean(self) -> bool:
         """Whether it ran as it should and found nothing."""
+        return self._ran and self.row.clean
+
+    @property
+    def damaged(self) -> bool:
+        """Whether it ran as it should and found tiles lost or voxels wrong."""
+        return self._ran and any((self.row.lost, self.row.corrupt, self.row.foreign))
+
+    @property
+    def _ran(self) -> bool:
+        """Whether all its faults happened, and nothing is wrong beside the row's figures."""
         counted = self.row.faults == self.wanted if self.wanted else self.row.faults > 0
-        return self.not_run is None and self.row.clean and counted and not self.problems
+        return self.not_run is None and counted and not self.problems
 
 
 def run(scenario: Scenario, broker: RabbitMQ, options: Options) -> Outcome:
@@ -50,9 +60,9 @@ def run(scenario: Scenario, broker: RabbitMQ, options: Options) -> Outcome:
     with Stage(scenario.name, broker, options) as stage:
         try:
             scenario.play(stage, wanted)
-        except NotRun as reason:
-            return Outcome(Row(scenario.name), wanted, reason)
         except Exception as error:
+            if isinstance(error, NotRun) and not stage.faults:
+                return Outcome(Row(scenario.name), wanted, error)
             stage.problems.append(f"{type(error).__name__}: {error}")
             stage.notes.append(traceback.format_exc())
         row = _finished(stage)
@@ -77,13 +87,20 @@ def soak(broker: RabbitMQ, options: Options, minutes: float) -> Outcome:
     while time.monotonic() < deadline:
         found = run(SOAK, broker, options)
         if found.not_run is not None:
-            return found
+            return _broken_off(total, found)
         total = _added(total, found, options.seed)
         print(f"soak seed {options.seed}: {'clean' if found.clean else 'NOT CLEAN'}", flush=True)
         if not found.clean:
             _keep(options, found)
         options = replace(options, seed=options.seed + 1)
     return total
+
+
+def _broken_off(total: Outcome, found: Outcome) -> Outcome:
+    """Return what became of a soak whose last round could not be run."""
+    if not total.row.faults:
+        return found
+    return replace(total, problems=[*total.problems, f"a later round was not run: {found.not_run}"])
 
 
 def _keep(options: Options, found: Outcome) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import random
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pika.exceptions import AMQPError
 from chaos import disks, product
 from chaos.fleet import CONSUMER_TIMEOUT_S, REPLICAS, Fleet
 from chaos.images import tiles
-from chaos.producer import Producer, Publish, publish_tile
+from chaos.producer import Bad, Producer, Publish, publish_tile
 from consumer.testing import RabbitMQ
 from faults import Oracle
 from harness import Channel, ConsumerProcess
@@ -58,17 +59,21 @@ class Stage:
     faults : int
         Those that happened, or tiles published, whichever the scenario counts.
     recoveries : list of float
-        Seconds from each fault to the next acknowledgement.
+        Seconds from faults until the work that the victims held went on; see `recovered`.
     problems, notes : list of str
         What is wrong beside the figures of the row, and what is worth a line.
     bad : dict
-        By message id, how to publish each message that must be parked.
+        By message id, each message that must be parked.
+    bad_confirmed : Counter
+        How often the broker has confirmed them, by prefix and message id.
     deadly : set of bytes
         Those of them that kill whoever takes them.
     known : set of str
         First parts of the paths of what lay below the root before.
+    guarded : list of Path
+        Folders that no message may change, good or bad.
     kept : dict
-        Digests of files below the scenario's folder that must stay as they are, by path.
+        What lay in them, as `chaos.oracle.snapshot` has it.
     """
 
     name: str
@@ -83,9 +88,11 @@ class Stage:
     recoveries: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    bad: dict[bytes, Publish] = field(default_factory=dict)
+    bad: dict[bytes, Bad] = field(default_factory=dict)
+    bad_confirmed: Counter[tuple[str, bytes]] = field(default_factory=Counter)
     deadly: set[bytes] = field(default_factory=set)
     known: set[str] = field(default_factory=set)
+    guarded: list[Path] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     faults: int = 0
     _stack: ExitStack = field(default_factory=ExitStack)
@@ -197,9 +204,26 @@ class Stage:
         """Return a channel to look at queues with."""
         return Channel(self.broker, self.fleet.prefix)
 
-    def recovered(self, since: float) -> None:
-        """Wait until somebody acknowledges after a time, Unix, and note how long that took."""
-        self.recoveries.append(self.fleet.wait_acknowledged(since))
+    def recovered(
+        self, fault: float, *, after: float | None = None, but: ConsumerProcess | None = None
+    ) -> None:
+        """Note the seconds from a fault until the work that its victim held goes on.
+
+        That is the first acknowledgement by somebody else: RabbitMQ delivers first what a consumer
+        has held and lost. A fault that hits everybody, or lasts for as long as the scenario wants,
+        is over when anybody acknowledges.
+
+        Parameters
+        ----------
+        fault : float
+            When it happened, or, where it lasts, when it ended; Unix seconds.
+        after : float
+            Since when an acknowledgement counts, where that is later.
+        but : ConsumerProcess
+            A victim that still runs: what it acknowledges by itself does not count.
+        """
+        at = self.fleet.wait_acknowledged(fault if after is None else after, but=but)
+        self.recoveries.append(at - fault)
 
 
 def start_broker() -> RabbitMQ:

@@ -5,9 +5,11 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from chaos import fleet as fleets
+from chaos import product
 from chaos.disks import FailingDisk, PowerlessDisk
 from chaos.fleet import CONSUMER_TIMEOUT_S, Fleet, running
 from chaos.images import STORES, Tile, tiles
@@ -20,6 +22,10 @@ from harness import wait_until
 _SMALL = "256m"
 _SHARE = 0.01
 _HANG_S, _HANG_QUICK_S = 60.0, 20.0
+# Once a minute the broker looks for what is held for longer than its timeout.
+_LONG_HANG_S = CONSUMER_TIMEOUT_S + 70.0
+# In short, deliveries are given back during the hang all the same.
+_TIMEOUT_QUICK_S = 24
 _HANG_HEARTBEAT_S = 5
 _BALLAST = "ballast"
 
@@ -93,43 +99,93 @@ def io_errors(stage: Stage, count: int) -> None:
 
 
 def slow_fsync(stage: Stage, count: int) -> None:
-    """Have the disk hang for a minute: heartbeats go on, and the broker takes nothing away."""
-    disk = SlowDisk(stage.folder)
-    fleet = stage.start(environment=disk.environment, heartbeat_s=_HANG_HEARTBEAT_S)
-    seconds = _HANG_QUICK_S if stage.options.quick else _HANG_S
+    """Have the disk hang for a minute, and once for longer than the broker's timeout.
+
+    Heartbeats go on, and deliveries are given back before the broker would take them away.
+    """
+    disk, quick = SlowDisk(stage.folder), stage.options.quick
+    timeout_s = _TIMEOUT_QUICK_S if quick else CONSUMER_TIMEOUT_S
+    fleet = stage.start(
+        environment=disk.environment, heartbeat_s=_HANG_HEARTBEAT_S, consumer_timeout_s=timeout_s
+    )
     with stage.load():
         stage.fleet.wait_acknowledged(0)
-        for _ in stage.counted(count):
-            hang(stage, disk, seconds)
+        for number in stage.counted(count):
+            usual = _HANG_S if number < count - 1 else _LONG_HANG_S
+            hang(stage, disk, _HANG_QUICK_S if quick else usual, timeout_s)
     logs = "".join(consumer.log.read_text() for consumer in fleet.consumers)
     if "PRECONDITION_FAILED" in logs:
         stage.problems.append(f"held a delivery for more than {CONSUMER_TIMEOUT_S} s")
 
 
-def hang(stage: Stage, disk: SlowDisk, seconds: float) -> None:
+@dataclass
+class Hang:
+    """What was seen while the disk hung.
+
+    Attributes
+    ----------
+    oldest_s : float
+        The greatest age of a delivery held, as told.
+    connections, channels : float
+        Lost meanwhile.
+    dead_s : float or None
+        When the active consumer was first seen not to be live, after the beginning.
+    """
+
+    seconds: float
+    timeout_s: float
+    oldest_s: float = 0.0
+    connections: float = 0.0
+    channels: float = 0.0
+    dead_s: float | None = None
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong: deliveries are given back in time, which costs a channel only."""
+        promised = product.held_at_most(self.timeout_s)
+        if self.dead_s is not None:
+            yield f"not live {self.dead_s:.1f} s after its disk began to hang"
+        if self.connections:
+            yield f"{self.connections:.0f} connections were lost while the disk hung"
+        if self.oldest_s > promised:
+            yield f"a delivery was held for {self.oldest_s:.1f} s, more than {promised:.1f} s"
+        if self.seconds > promised and not self.channels:
+            yield f"nothing was given back in {self.seconds:.0f} s"
+
+
+def hang(
+    stage: Stage, disk: SlowDisk, seconds: float, timeout_s: float = CONSUMER_TIMEOUT_S
+) -> None:
     """Have every fsync under way, or begun meanwhile, take until so many seconds are over."""
-    stage.fleet.wait_acknowledged(time.time() + stage.chance.random())
-    active, lost = stage.fleet.active(), 'tiles_reconnects_total{connection="consume"}'
-    before, begun = active.metrics()[lost], time.monotonic()
-    dead = []
+    fleet, seen = stage.fleet, Hang(seconds, timeout_s)
+    # What an earlier fault has cut would count here.
+    for consumer in fleet.consumers:
+        consumer.wait_ready()
+    fleet.wait_acknowledged(time.time() + stage.chance.random())
+    active, begun = fleet.active(), time.monotonic()
+    connections, channels = _lost(fleet)
     disk.take(float("inf"))
 
     def over() -> bool:
-        if active.status("/livez") != 200:
-            dead.append(time.monotonic() - begun)
-        return time.monotonic() - begun > seconds
+        passed = time.monotonic() - begun
+        seen.oldest_s = max([seen.oldest_s, *fleet.values(product.OLDEST_HELD)])
+        if active.status("/livez") != 200 and seen.dead_s is None:
+            seen.dead_s = passed
+        return passed > seconds
 
     try:
         wait_until(over, "the end of a hang", seconds + 60, poll_s=0.2)
-        lost_count = active.metrics()[lost] - before
+        now = _lost(fleet)
     finally:
         disk.take(0)
-    if dead:
-        stage.problems.append(f"not live {dead[0]:.1f} s after its disk began to hang")
-    # Later it gives deliveries back by itself, before the broker takes them away.
-    if lost_count and seconds < CONSUMER_TIMEOUT_S / 3:
-        stage.problems.append("lost its connection while its disk hung")
+    seen.connections, seen.channels = now[0] - connections, now[1] - channels
+    stage.problems += seen.problems()
+    stage.notes.append(f"held for {seen.oldest_s:.1f} s at most while the disk hung")
     stage.recovered(time.time())
+
+
+def _lost(fleet: Fleet) -> tuple[float, float]:
+    """Return how many connections and channels were lost so far."""
+    return sum(fleet.values(product.LOST_CONNECTIONS)), sum(fleet.values(product.LOST_CHANNELS))
 
 
 def power_loss(stage: Stage, count: int) -> None:
@@ -151,11 +207,12 @@ def lose_power(stage: Stage, disk: PowerlessDisk, producer: Producer, *, idle: b
             _wait_idle(stage)
         since = time.time()
         disk.cut()
-        for consumer in stage.fleet.consumers:
-            stage.fleet.kill(consumer)
+        for fleet in stage.fleets:
+            fleet.end()
     disk.unmount()
     disk.mount()
-    stage.fleet.revive()
+    for fleet in stage.fleets:
+        fleet.revive()
     stage.recovered(since)
 
 
@@ -177,11 +234,16 @@ def remove_store(stage: Stage, producer: Producer, *, idle: bool) -> None:
             _wait_idle(stage)
         # A folder that is written to meanwhile may not be empty when its turn comes.
         wait_until(lambda: _removed(stage.root / store), f"the end of {store}")
-    since = time.time()
+    removed = time.monotonic()
     with producer.held():
         gone = [tile for tile in _confirmed(stage) if tile[0].store == store]
-    stage.send(publish_tile(stage.oracle, tile) for tile in gone)
-    stage.recovered(since)
+    again = (publish_tile(stage.oracle, tile) for tile in gone)
+    with stage.publishing(again, rate=1e4) as resending:
+        # For this store, that is its work: others never stopped.
+        there = stage.root / store / "zarr.json"
+        wait_until(there.exists, lambda: f"{store} again:\n{stage.fleet.tails()}", poll_s=0.05)
+        stage.recoveries.append(time.monotonic() - removed)
+        resending.wait()
 
 
 def _removed(folder: Path) -> bool:

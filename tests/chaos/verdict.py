@@ -2,22 +2,31 @@
 
 import contextlib
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from pika.exceptions import AMQPError
 
 from chaos.fleet import Fleet
-from chaos.images import Tile
-from chaos.oracle import STATE_FOLDER, TRIALS, Found, examine, snapshot
-from chaos.producer import publish_tile
+from chaos.images import Tile, settling
+from chaos.oracle import STATE_FOLDER, TRIALS, Found, changes, examine, snapshot
+from chaos.producer import Bad, publish_tile
 from chaos.stage import Stage
+from consumer.parking import HEADER_PREFIX
 from harness import Channel, wait_until
 from wire import undecoded_headers
 
 _PATIENCE_S = 300.0
 # A trial of the root that was cut short goes with a later one, when it is a minute old.
 _TRIALS_S = 120.0
+_DEAD_LETTERED_S = 30.0
+_REASON = f"{HEADER_PREFIX}reason".encode()
+# A string in a header table comes after its kind, a byte, and its length, four.
+_STRING_AT = 5
+
+# The message id of what is parked, and the reason; "": dead-lettered.
+Copy = tuple[bytes, str]
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Row:
     published : int
         Messages that the broker has confirmed.
     wrongly_parked : int
-        Good messages that are parked, and bad ones that are not.
+        Good messages that are parked, and bad ones that are not, or not with their reason.
     """
 
     name: str
@@ -51,6 +60,19 @@ class Row:
         return not any(wrong) and self.published > 0
 
 
+@dataclass
+class Parked:
+    """How many messages are wrongly parked, or wrongly not, and which."""
+
+    wrong: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def __iadd__(self, other: Self) -> Self:
+        self.wrong += other.wrong
+        self.notes += other.notes
+        return self
+
+
 def finish(stage: Stage) -> Row:
     """Let the consumers do the rest, end them, and read everything back."""
     for fleet in stage.fleets:
@@ -58,20 +80,18 @@ def finish(stage: Stage) -> Row:
     _wait_trials(stage)
     for fleet in stage.fleets:
         stage.problems += fleet.stop()
-    found = Found()
-    parked: Counter[bytes] = Counter()
+    found, parked = Found(), Parked()
     for fleet in stage.fleets:
         try:
             with undecoded_headers(), Channel(stage.broker, fleet.prefix) as channel:
                 found += _queue(channel)
-                parked.update(_parked(channel))
+                parked += _parked(stage, channel)
         except AMQPError as error:
             stage.problems.append(f"the queues cannot be looked at: {error!r}")
     found += examine(stage.root, stage.oracle.confirmed, stage.known)
-    stage.notes += found.notes
-    now = snapshot(stage.folder) if stage.kept else {}
-    changed = sorted(name for name, digest in stage.kept.items() if now.get(name) != digest)
-    stage.problems += [f"{name} was changed by a message that is parked" for name in changed]
+    stage.notes += [*found.notes, *parked.notes]
+    changed = changes(stage.kept, snapshot(*stage.guarded))
+    stage.problems += [f"{change} by a message that is parked" for change in changed]
     return Row(
         stage.name,
         stage.faults,
@@ -79,7 +99,7 @@ def finish(stage: Stage) -> Row:
         found.lost,
         found.corrupt,
         found.foreign,
-        _wrongly_parked(stage, parked),
+        parked.wrong,
         found.leftovers,
     )
 
@@ -87,13 +107,14 @@ def finish(stage: Stage) -> Row:
 def _settle(stage: Stage, fleet: Fleet) -> None:
     """Wait until all is settled, with every store taken once more, which sweeps what crashes left.
 
-    A tile of each store and every bad message are published again for that: after the last fault,
-    which a deadly one is.
+    A tile for each store, of an image of its own, and every bad message once more are published
+    for that: after the last fault, which a deadly one is.
     """
     try:
-        deadly = [stage.bad[identity] for identity in sorted(stage.deadly)]
-        bad = [publish for identity, publish in stage.bad.items() if identity not in stage.deadly]
-        good = [publish_tile(stage.oracle, tile) for tile in _one_of_each_store(stage)]
+        deadly = [stage.bad[key].publish for key in sorted(stage.deadly & stage.bad.keys())]
+        bad = [each.publish for key, each in stage.bad.items() if key not in stage.deadly]
+        tiles = _one_for_each_store(stage, stage.fleets.index(fleet))
+        good = [publish_tile(stage.oracle, tile) for tile in tiles]
         for again in [deadly, good + bad] if deadly else [good + bad]:
             stage.send(again, prefix=fleet.prefix)
             with Channel(stage.broker, fleet.prefix) as channel:
@@ -109,10 +130,9 @@ def _wait_trials(stage: Stage) -> None:
         wait_until(lambda: not any(trials.glob("*")), "no trials", _TRIALS_S)
 
 
-def _one_of_each_store(stage: Stage) -> list[Tile]:
-    confirmed = stage.oracle.confirmed
-    tiles = {image.store: (image, min(places)) for image, places in confirmed.items()}
-    return list(tiles.values())
+def _one_for_each_store(stage: Stage, number: int) -> list[Tile]:
+    images = [settling(store) for store in sorted({x.store for x in stage.oracle.confirmed})]
+    return [(image, image.places()[number]) for image in images]
 
 
 def _queue(channel: Channel) -> Found:
@@ -121,21 +141,68 @@ def _queue(channel: Channel) -> Found:
     return Found(leftovers=left, notes=[f"{left} messages are left"]) if left else Found()
 
 
-def _parked(channel: Channel) -> list[bytes]:
-    """Return the message id of each message in the parking queue."""
-    return [_identity(properties) for properties, _ in channel.drain(f"{channel.prefix}.parked")]
+def _parked(stage: Stage, channel: Channel) -> Parked:
+    """Compare what the parking queue holds, once all is there, with what was confirmed."""
+    confirmed = Counter(
+        {
+            identity: count
+            for (prefix, identity), count in stage.bad_confirmed.items()
+            if prefix == channel.prefix
+        }
+    )
+    found: Counter[Copy] = Counter()
+
+    def all_there() -> bool:
+        found.update(map(_copy, channel.drain(f"{channel.prefix}.parked")))
+        return not confirmed - _by_id(found)
+
+    with contextlib.suppress(AssertionError):
+        wait_until(all_there, "all that was dead-lettered", _DEAD_LETTERED_S)
+    return wrongly_parked(stage.bad, confirmed, found)
 
 
-def _identity(properties: Any) -> bytes:
-    found = properties.message_id
-    return found if isinstance(found, bytes) else str(found).encode()
+def wrongly_parked(
+    bad: Mapping[bytes, Bad], confirmed: Counter[bytes], found: Counter[Copy]
+) -> Parked:
+    """Count good messages parked, bad ones lost, and bad ones parked for what they are not.
+
+    Parameters
+    ----------
+    confirmed : Counter
+        How often each bad message was confirmed, by message id: so often it is parked at least.
+    found : Counter
+        How often each message is parked with each reason.
+    """
+    good = {copy: count for copy, count in found.items() if copy[0] not in bad}
+    absent = confirmed - _by_id(found)
+    otherwise = {
+        copy: count
+        for copy, count in found.items()
+        if copy[0] in bad and copy[1] not in bad[copy[0]].reasons
+    }
+    notes = [f"{count} good messages are parked: {reason}" for (_, reason), count in good.items()]
+    notes += [f"{count} of {_text(identity)} are not parked" for identity, count in absent.items()]
+    notes += [
+        f"{count} of {_text(identity)} are parked with {reason or 'no reason'}"
+        for (identity, reason), count in otherwise.items()
+    ]
+    return Parked(sum(good.values()) + absent.total() + sum(otherwise.values()), notes)
 
 
-def _wrongly_parked(stage: Stage, parked: Counter[bytes]) -> int:
-    good = sum(count for identity, count in parked.items() if identity not in stage.bad)
-    absent = [identity.decode(errors="replace") for identity in stage.bad if not parked[identity]]
-    if good:
-        stage.notes.append(f"{good} good messages are parked")
-    if absent:
-        stage.notes.append(f"{len(absent)} bad messages are not parked: {', '.join(absent[:5])}")
-    return good + len(absent)
+def _by_id(found: Counter[Copy]) -> Counter[bytes]:
+    counts: Counter[bytes] = Counter()
+    for (identity, _), count in found.items():
+        counts[identity] += count
+    return counts
+
+
+def _copy(message: tuple[Any, bytes]) -> Copy:
+    """Return the id and reason of a parked message, whose header values are encoded strings."""
+    properties, _ = message
+    identity = properties.message_id
+    reason = (properties.headers or {}).get(_REASON, b"")[_STRING_AT:]
+    return identity if isinstance(identity, bytes) else str(identity).encode(), reason.decode()
+
+
+def _text(identity: bytes) -> str:
+    return identity.decode(errors="replace")

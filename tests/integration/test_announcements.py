@@ -118,6 +118,22 @@ def test_a_publisher_waits_for_the_completion_of_what_it_published(
         assert consumer.stop() == 0
 
 
+def test_a_publisher_that_names_no_run_hears_of_what_another_bound_to_one(
+    make_consumer: MakeConsumer, producer: Channel
+) -> None:
+    unbound = {name: value for name, value in FIELDS.items() if name != "run"}
+    publisher = TilePublisher(
+        producer.broker.host, completions=True, topology_prefix=producer.prefix
+    )
+    with make_consumer() as consumer, publisher:
+        producer.send(FIELDS | {"tiles": [{"stitch_coords": [0, 0]}]}, [np.ones((1, 32, 32), "u2")])
+        consumer.wait_settled(1)
+        for place in PLACES[1:]:
+            publisher.publish(unbound, np.ones((1, TILE, TILE), "uint16"), place)
+        publisher.wait_completed(60)
+        assert consumer.stop() == 0
+
+
 def test_a_publisher_hears_again_of_what_was_complete_before(
     make_consumer: MakeConsumer, producer: Channel, events: Events
 ) -> None:
@@ -165,8 +181,9 @@ def test_a_parked_tile_is_told_of_and_counted(
         consumer.wait_settled(3)
         parked = [TileParked(**body) for body in events.of("tile.parked")]
         assert [each.store for each in parked] == [STORE, STORE]
-        assert parked[0].reason == "array_mismatch"
-        assert "[64, 128] is not the stored [64, 64]" in parked[0].detail
+        said = {each.reason: each.detail for each in parked}
+        assert said.keys() == {"array_mismatch", "undecodable"}
+        assert "[64, 128] is not the stored [64, 64]" in said["array_mismatch"]
         assert len({each.parking_id for each in parked}) == 2
         assert ledger(root).header.parked == 1
         assert wait.main([f"{STORE}/x", "--output-root", str(root), "--timeout", "5"]) == 3

@@ -1,7 +1,5 @@
 """The image's steps and the pods of both overlays, run without Docker and Kubernetes."""
 
-import base64
-import hashlib
 import json
 import re
 import shlex
@@ -17,10 +15,12 @@ import pytest
 import zarr
 
 from certificates import Certificates
+from consumer.definitions import CONSUMER, OPERATOR
 from consumer.message import encode
 from consumer.testing import RabbitMQ, free_port
+from credentials import ADMINISTRATOR, with_passwords
 from dockerfile import Build, Image, requirements
-from harness import ConsumerProcess, voxels, wait_until
+from harness import voxels, wait_until
 from manifests import REPOSITORY, Rendered, render
 from pods import Pod, decoded
 from sandbox import Sandbox, require_sandbox
@@ -29,9 +29,7 @@ pytestmark = pytest.mark.timeout(1200)
 
 USER = 65532
 STORE = "plate7/d.zarr"
-# What production's user may: configure, write, read.
-LEAST = ("^$", r"^tiles\.(parking|events)$", r"^tiles\.([0-9]+\.)?[0-9]+$")
-ALL = (".*", ".*", ".*")
+DEFINITIONS = REPOSITORY / "deploy" / "rabbitmq" / "definitions.json"
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +98,7 @@ class Site:
     @property
     def parameters(self) -> pika.ConnectionParameters:
         """How an administrator connects, without TLS."""
-        user, password = "guest", "guest"
+        user, password = ADMINISTRATOR, ADMINISTRATOR
         if self.definitions is None:
             user, password = self.secret["username"], self.secret["password"]
         credentials = pika.PlainCredentials(user, password)
@@ -115,17 +113,9 @@ class Site:
 
 
 def _definitions(user: str, password: str) -> str:
-    users, permissions = [], []
-    for name, secret, rights, tags in (
-        ("guest", "guest", ALL, "administrator"),
-        (user, password, LEAST, ""),
-    ):
-        salted = b"salt" + hashlib.sha256(b"salt" + secret.encode()).digest()
-        digest = base64.b64encode(salted).decode()
-        users.append({"name": name, "password_hash": digest, "tags": tags})
-        named = dict(zip(("configure", "write", "read"), rights, strict=True))
-        permissions.append({"user": name, "vhost": "/", **named})
-    return json.dumps({"vhosts": [{"name": "/"}], "users": users, "permissions": permissions})
+    """Return the deployment's own definitions, where consumers and operators have a password."""
+    passwords = {user: password, OPERATOR: password}
+    return json.dumps(with_passwords(json.loads(DEFINITIONS.read_text()), passwords))
 
 
 @pytest.fixture(scope="module")
@@ -142,20 +132,18 @@ def dev(broker: RabbitMQ, service: Image) -> Iterator[Site]:
 def production(
     broker: RabbitMQ, service: Image, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
-    """The overlay for production: TLS, a user with the least rights, a topology that is there."""
+    """The overlay for production: TLS, and the definitions that the guide has imported."""
     folder = tmp_path_factory.mktemp("production")
     rendered = render("production")
     hosts = rendered.environment(rendered.pod)["TILES_HOSTS"].split(",")
     names = ",".join(f"DNS:{host.rpartition(':')[0]}" for host in hosts)
     certificates = Certificates(folder / "ca", names)
-    secret = {"username": "tile-consumer", "password": "first, word"}
+    secret = {"username": CONSUMER, "password": "first, word"}
     definitions = folder / "definitions.json"
     definitions.write_text(_definitions(user=secret["username"], password=secret["password"]))
     authority = certificates.authority.read_text()
     port = free_port()
     with RabbitMQ(extra_config=_tls(port, certificates, definitions)) as running:
-        named = rendered.environment(rendered.pod)
-        _declare(running, folder, int(named["TILES_PARTITIONS"]))
         yield Site(rendered, running, port, secret | {"ca.crt": authority}, definitions)
 
 
@@ -169,13 +157,6 @@ def _tls(port: int, certificates: Certificates, definitions: Path) -> str:
         "ssl_options.verify = verify_none\n"
         f"load_definitions = {definitions}\n"
     )
-
-
-def _declare(broker: RabbitMQ, folder: Path, partitions: int) -> None:
-    """Declare the topology, as an administrator does."""
-    log = folder / "declare.log"
-    with ConsumerProcess(broker, folder / "root", log, partitions=partitions) as declaring:
-        assert declaring.stop() == 0
 
 
 @pytest.fixture(params=["dev", "production"])
@@ -278,6 +259,21 @@ def test_the_doctor_finds_all_that_the_pod_needs(site: Site, pod: Pod) -> None:
     command = pod.command(site.rendered.doctor)
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("words", ["parked list", "topology check", "status"])
+def test_operators_commands_run_in_their_pod(
+    production: Site, service: Image, tmp_path: Path, words: str
+) -> None:
+    operator = production.rendered.operator
+    (container,) = operator["containers"]
+    pod = Pod(production.rendered, service, tmp_path, production.port, specification=operator)
+    pod.give_secret(production.secret | {"username": OPERATOR})
+    assert container["command"] == ["sleep", "infinity"]
+    for argv in (["sleep", "0"], [*service.entrypoint, *words.split()]):
+        command = pod.command(operator, argv)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_password_that_changed_needs_no_restart(

@@ -15,7 +15,7 @@ import pytest
 import zarr
 from zarr.codecs import BytesCodec, GzipCodec, TransposeCodec
 
-from consumer.new_arrays import LEDGER_ID
+from consumer.ledger_format import LEDGER_ID
 from consumer.testing import RabbitMQ
 from harness import wait_until
 from stitching import Numbers, Picture, Stitching, cropped, files, identical, running, walk

@@ -106,10 +106,12 @@ class Prometheus:
 
 
 def hastened(name: str, **shorter: str) -> str:
-    """Return the rules, of which one waits only moments; `shorter`: parts of its expression."""
+    """Return the rules, of which one waits and stays only moments; `shorter`: of its expression."""
     rules = yaml.safe_load((DEPLOY / "prometheus" / "rules.yaml").read_text())
     (alert,) = (each for each in rules["groups"][0]["rules"] if each["alert"] == name)
     alert["for"] = "1s"
+    if "keep_firing_for" in alert:
+        alert["keep_firing_for"] = "1s"
     for before, after in shorter.items():
         assert before in alert["expr"]
         alert["expr"] = alert["expr"].replace(before, after)

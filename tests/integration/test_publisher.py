@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,22 @@ def test_tiles_survive_connections_cut_again_and_again(producer: Channel, proxy:
 
     assert set(places(producer.drain(queue))) == set(wanted)
     assert len(proxy.accepted) > 6
+
+
+def test_each_loss_after_a_confirmed_tile_is_the_first(producer: Channel, proxy: Proxy) -> None:
+    losses, wait_s = 9, 0.05
+    declare(producer)
+    with publisher(producer, proxy.host, reconnect_min_s=wait_s, reconnect_max_s=60) as opened:
+        opened.publish(ARRAY, TILE, (0, 0))
+        opened.flush()
+        began = time.monotonic()
+        for number in range(losses):
+            wait_until(lambda: proxy.cut() > 0, "a connection to cut")
+            opened.publish(ARRAY, TILE, (0, 16 * number))
+            opened.flush()
+
+    # Doubled at each loss the last wait alone would be half as long as this at least.
+    assert time.monotonic() - began < wait_s * 2 ** (losses - 1)
 
 
 def test_a_full_queue_that_empties_takes_the_rest(producer: Channel) -> None:

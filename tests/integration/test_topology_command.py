@@ -7,6 +7,8 @@ import pytest
 from consumer.testing import RabbitMQ
 from harness import Channel, wait_until
 from operating import Said, topology
+from scale.figures import moved
+from scale.load import keys, routed
 
 COUNT = 3
 
@@ -56,6 +58,27 @@ def test_tiles_go_to_the_new_partitions_only_after_a_move(
     declared.channel.basic_publish(prefix, "a.zarr", b"x", mandatory=True)
     wait_until(lambda: declared.depth(f"{prefix}.00") == 1, "the message")
     assert [declared.depth(f"{prefix}.{COUNT}.0{n}") for n in range(COUNT)] == [0] * COUNT
+
+
+def test_partitions_bound_anew_have_their_keys_again(broker: RabbitMQ, declared: Channel) -> None:
+    queues = [f"{declared.prefix}.{COUNT}.0{n}" for n in range(COUNT)]
+    first = routed(declared, queues, keys(60))
+    for queue in reversed(queues):
+        declared.channel.queue_unbind(queue, f"{declared.prefix}.{COUNT}", "1")
+        declared.channel.queue_bind(queue, f"{declared.prefix}.{COUNT}", "1")
+    topology(broker, declared.prefix, "declare", partitions=COUNT)
+    assert moved(first, routed(declared, queues, keys(60)))
+
+    assert topology(broker, declared.prefix, "rebind", partitions=COUNT).code == 0
+
+    assert not moved(first, routed(declared, queues, keys(60)))
+
+
+def test_a_single_partition_stays_bound(broker: RabbitMQ, prefix: str) -> None:
+    assert topology(broker, prefix, "declare", partitions=1).code == 0
+    assert topology(broker, prefix, "rebind", partitions=1).code == 2
+    with Channel(broker, prefix) as channel:
+        channel.channel.basic_publish(prefix, "a.zarr", b"x", mandatory=True)
 
 
 def test_partitions_that_hold_a_message_are_not_removed(

@@ -6,8 +6,8 @@ import secrets
 import subprocess
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias, cast
@@ -141,21 +141,59 @@ def version(broker: RabbitMQ | Cluster) -> str:
 
 def active(broker: AnyBroker) -> dict[str, list[str]]:
     """Return the replicas whose consumers are active, by queue: from the name in their tags."""
-    columns = ("queue_name", "consumer_tag", "active")
-    return actives(json.loads(broker.control("list_consumers", *columns, "--formatter", "json")))
+    return actives(consumers(broker))
 
 
-def actives(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+def actives(rows: Sequence[dict[str, str]]) -> dict[str, list[str]]:
     """Return the names of active consumers by queue, of what rabbitmqctl lists."""
+    return _names(row for row in rows if row["active"] == "true")
+
+
+def subscribed_elsewhere(rows: Sequence[dict[str, str]], node: str) -> dict[str, list[str]]:
+    """Return the replicas that consume from each queue by way of another node than this one."""
+    return _names(row for row in rows if node_of(row) != node)
+
+
+def busiest(rows: Sequence[dict[str, str]], nodes: Sequence[Node]) -> Node:
+    """Return the node that has most active consumers; it has any."""
+    names = [node_of(row) for row in rows if row["active"] == "true"]
+    node = max(nodes, key=lambda each: names.count(each.name))
+    assert node.name in names, f"no active consumer is at any of {[each.name for each in nodes]}"
+    return node
+
+
+def node_of(row: dict[str, str]) -> str:
+    """Return the node that a consumer is connected to, from its channel's process."""
+    name, *_ = row["channel_pid"].strip("<>").rsplit(".", 3)
+    return name
+
+
+def _names(rows: Iterable[dict[str, str]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        if row["active"] in {True, "true"}:
-            found[row["queue_name"]].append(row["consumer_tag"].rsplit("-", 1)[0])
+        found[row["queue_name"]].append(row["consumer_tag"].rsplit("-", 1)[0])
     return dict(found)
+
+
+def consumers(broker: AnyBroker) -> list[dict[str, str]]:
+    """Return all consumers: queue, tag, whether active, and the Erlang process of the channel."""
+    columns = ("queue_name", "consumer_tag", "active", "channel_pid")
+    # As JSON, processes come without the name of their node.
+    listed = broker.control("list_consumers", *columns).splitlines()
+    # The columns are in an order of the broker's own; without consumers there is no header.
+    names, *rows = [line.split("\t") for line in listed] or [[]]
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def in_parallel(actions: Sequence[Callable[[], object]]) -> None:
     """Do several things at once, and raise what any of them raises."""
+    with in_background(actions):
+        pass
+
+
+@contextmanager
+def in_background(actions: Sequence[Callable[[], object]]) -> Iterator[None]:
+    """Do several things at once beside the block; at its end raise what any of them raises."""
     errors: list[BaseException] = []
 
     def run(action: Callable[[], object]) -> None:
@@ -167,7 +205,10 @@ def in_parallel(actions: Sequence[Callable[[], object]]) -> None:
     threads = [threading.Thread(target=run, args=(action,)) for action in actions]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        yield
+    finally:
+        for thread in threads:
+            thread.join()
     if errors:
         raise errors[0]

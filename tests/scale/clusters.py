@@ -1,16 +1,16 @@
 """A cluster of three nodes, of which some die or cannot be reached."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from chaos.network import Link
 from harness import wait_until
-from scale.brokers import Cluster, in_parallel
-from scale.stage import HEARTBEAT_S, Stage
+from scale.brokers import Cluster, Node, busiest, consumers, in_parallel, subscribed_elsewhere
+from scale.stage import Stage
 from scale.watch import Watch
 
 _REPLICAS = 3
-_CUT_S = 4 * HEARTBEAT_S
+_PATIENCE_S = 120.0
 
 
 def cluster(stage: Stage) -> None:
@@ -26,7 +26,7 @@ def cluster(stage: Stage) -> None:
         stage.wait_all_delivered(watch, time.time(), "at the start")
         _play(stage, watch, "leader", leaders, lambda: _kill_leader(stage, watch, nodes))
         _play(stage, watch, "majority", majorities, lambda: _kill_majority(stage, watch, nodes))
-        _play(stage, watch, "cut", cuts, lambda: _cut(stage, watch, links))
+        _play(stage, watch, "cut", cuts, lambda: _cut(stage, watch, nodes, links))
     stage.finish(watch)
 
 
@@ -41,9 +41,9 @@ def _play(stage: Stage, watch: Watch, name: str, count: int, fault: Callable[[],
 
 def _kill_leader(stage: Stage, watch: Watch, nodes: Cluster) -> float:
     """Kill the node that leads most partitions; the seconds until the others have gone on."""
-    node, since = nodes.leader(stage.queues), time.time()
+    node = nodes.leader(stage.queues)
     node.kill()
-    waited = stage.wait_all_delivered(watch, since, "with two of three nodes")
+    waited = stage.wait_all_delivered(watch, time.time(), "with two of three nodes")
     node.start()
     return waited
 
@@ -57,12 +57,33 @@ def _kill_majority(stage: Stage, watch: Watch, nodes: Cluster) -> float:
     return stage.wait_all_delivered(watch, time.time(), "after the majority was lost")
 
 
-def _cut(stage: Stage, watch: Watch, links: list[Link]) -> float:
-    """Cut the way to one node for more than three heartbeats; the seconds until all go on."""
-    link, since = stage.chance.choice(links), time.time()
+def _cut(stage: Stage, watch: Watch, nodes: Cluster, links: Sequence[Link]) -> float:
+    """Cut the way to the node with most active consumers; the seconds until all go on without.
+
+    The cut lasts that long: each replica has to come to another node, and to get deliveries there.
+    """
+    node = busiest(consumers(nodes), nodes.nodes)
+    link, since = links[nodes.nodes.index(node)], time.time()
     link.cut()
     try:
-        wait_until(lambda: time.time() > since + _CUT_S, "the end of a cut")
+        _wait_moved(stage, nodes, node)
+        moved = time.time()
+        waited = stage.wait_all_delivered(watch, moved, "while a node is cut off")
     finally:
         link.heal()
-    return stage.wait_all_delivered(watch, time.time(), "after a cut")
+    return moved - since + waited
+
+
+def _wait_moved(stage: Stage, nodes: Cluster, node: Node) -> None:
+    """Wait until all replicas consume from all queues by way of other nodes than this one."""
+    rows: list[dict[str, str]] = []
+
+    def done() -> bool:
+        rows[:] = consumers(nodes)
+        there = subscribed_elsewhere(rows, node.name)
+        return all(set(stage.running()) <= set(there.get(queue, ())) for queue in stage.queues)
+
+    try:
+        wait_until(done, "all replicas at other nodes", _PATIENCE_S, poll_s=0.2)
+    except AssertionError as error:
+        stage.problem(f"{node.name} is cut off: {error}; {subscribed_elsewhere(rows, node.name)}")

@@ -1,9 +1,11 @@
 """What is made of what was seen: pure functions, so that they can be tried on their own."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
+
+AT_ONCE_S = 2.0
 
 
 def unheld(active: Mapping[str, Sequence[str]], partitions: Iterable[str]) -> dict[str, list[str]]:
@@ -20,6 +22,20 @@ def spread(active: Mapping[str, Sequence[str]], replicas: Collection[str]) -> in
     counts = Counter(dict.fromkeys(replicas, 0))
     counts.update(name for names in active.values() for name in names)
     return max(counts.values()) - min(counts.values())
+
+
+def balanced(
+    active: Mapping[str, Sequence[str]],
+    partitions: Sequence[str],
+    replicas: Collection[str],
+    *,
+    even: bool,
+) -> bool:
+    """Whether each partition has one active consumer, of these replicas, and they share evenly."""
+    mine = {partition: active.get(partition, ()) for partition in partitions}
+    if unheld(mine, partitions) or not set(chain(*mine.values())) <= set(replicas):
+        return False
+    return not even or spread(mine, replicas) <= 1
 
 
 @dataclass(frozen=True)
@@ -56,11 +72,20 @@ def moved(before: Mapping[str, str], after: Mapping[str, str]) -> int:
 
 @dataclass(frozen=True)
 class Tenure:
-    """An epoch of a store that was seen: whose it is, and since when, Unix."""
+    """An epoch of a store that was seen: whose it is, and since when, Unix.
+
+    Attributes
+    ----------
+    since : float
+        When it was first seen.
+    after : float
+        When it was last not seen: it began between the two.
+    """
 
     number: int
     replica: str
     since: float
+    after: float
 
 
 @dataclass(frozen=True)
@@ -76,11 +101,12 @@ def late_writes(
 ) -> list[tuple[Write, Tenure]]:
     """Return the writes to one store within the tenure of another than who wrote, with that.
 
-    A tenure lasts until the next one's beginning; of both ends so much is left out, since they are
-    not seen at once.
+    A tenure lasts until the next one's beginning. Both are only known to lie between two looks:
+    that time is left out, and so much more for the clocks of files. Numbers order what was first
+    seen at once; once a store is let go they begin anew.
     """
-    ordered = sorted(tenures, key=lambda each: each.number)
-    ends = [each.since for each in ordered[1:]] + [float("inf")]
+    ordered = sorted(tenures, key=lambda each: (each.since, each.number))
+    ends = [each.after for each in ordered[1:]] + [float("inf")]
     return [
         (write, tenure)
         for write in writes
@@ -90,15 +116,20 @@ def late_writes(
 
 
 def interleaved(one: Iterable[Write], other: Iterable[Write]) -> bool:
-    """Whether two stores were written at the same time, each by one replica and not the same."""
-    spans = defaultdict[tuple[int, str], list[float]](list)
-    for number, writes in enumerate((one, other)):
-        for write in writes:
-            spans[number, write.replica].append(write.at)
+    """Whether two stores were written at the same time, each by one replica and not the same.
+
+    So it is where one of them is written by a replica before and after, within `AT_ONCE_S`, another
+    writes the other: in so short a time it does not lose the store and get it back.
+    """
+    some, others = list(one), list(other)
+    return _written_between(some, others) or _written_between(others, some)
+
+
+def _written_between(one: Iterable[Write], other: Iterable[Write]) -> bool:
+    ordered = sorted(one, key=lambda write: write.at)
     return any(
-        a != b and min(spans[0, a]) < max(spans[1, b]) and min(spans[1, b]) < max(spans[0, a])
-        for n, a in spans
-        if n == 0
-        for m, b in spans
-        if m == 1
+        before.replica == after.replica != write.replica and before.at < write.at < after.at
+        for before, after in pairwise(ordered)
+        if after.at - before.at < AT_ONCE_S
+        for write in other
     )

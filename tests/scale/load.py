@@ -28,7 +28,7 @@ def routed(channel: Channel, queues: Sequence[str], among: Sequence[str]) -> dic
     found: dict[str, str] = {}
     tile = voxels((1, 1, 1))
     connection = channel._connection
-    for queue in queues:
+    tags = [
         channel.channel.basic_consume(
             queue,
             lambda _channel, method, _properties, _body, at=queue: found.update(
@@ -36,6 +36,8 @@ def routed(channel: Channel, queues: Sequence[str], among: Sequence[str]) -> dic
             ),
             auto_ack=True,
         )
+        for queue in queues
+    ]
     for key in among:
         fields = {"store": key, "array": "a", "axes": "CYX", "shape": [1, 1, 1]}
         fields["tiles"] = [{"stitch_coords": [0, 0]}]
@@ -46,6 +48,8 @@ def routed(channel: Channel, queues: Sequence[str], among: Sequence[str]) -> dic
         return len(found) == len(among)
 
     wait_until(all_came, lambda: f"{len(among)} messages, of which {len(found)} came")
+    for tag in tags:
+        channel.channel.basic_cancel(tag)
     return found
 
 

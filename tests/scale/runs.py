@@ -26,7 +26,7 @@ def run(scenario: Scenario, options: Options) -> Outcome:
     with Cluster() if scenario.clustered else Node() as broker:
         ran = version(broker)
         balancing = int(ran.split(".")[0]) >= 4
-        with Stage(scenario.name, broker, balancing, options) as stage:
+        with Stage(scenario.name, broker, balancing, options, defaults=scenario.defaults) as stage:
             try:
                 scenario.play(stage)
             except Exception:

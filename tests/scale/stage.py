@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,9 +18,10 @@ from chaos.producer import Producer, publish_tile
 from consumer.topology import labels
 from faults import Oracle
 from harness import Channel, ConsumerProcess, wait_until
+from operating import Said, topology
 from scale import load
-from scale.brokers import AnyBroker, active, as_broker, in_parallel
-from scale.figures import spread, unheld
+from scale.brokers import AnyBroker, active, as_broker, in_background, in_parallel
+from scale.figures import balanced
 from scale.watch import Watch
 
 PARTITIONS = 16
@@ -40,6 +40,8 @@ _SETTINGS: dict[str, Any] = {
     "reconnect_min_s": 0.1,
     "retry_max_s": 1,
 }
+# With what the harness hastens each consumer.
+_HASTENED = ("TILES_IDLE_S", "TILES_RECONNECT_MAX_S", "TILES_PROBE_INTERVAL_S")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Stage:
     ----------
     balancing : bool
         Whether the broker heeds priorities of single active consumers: RabbitMQ 4.
+    defaults : bool
+        Whether replicas have the product's own settings, instead of small and hastened ones.
     figures : dict
         What was measured or counted, for the table.
     problems : list of str
@@ -70,6 +74,7 @@ class Stage:
     balancing: bool
     options: Options
     partitions: int = PARTITIONS
+    defaults: bool = False
     figures: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     oracle: Oracle = field(default_factory=Oracle)
@@ -117,7 +122,7 @@ class Stage:
                 self.root,
                 self.folder / f"r{number}.log",
                 **{
-                    **_SETTINGS,
+                    **({} if self.defaults else _SETTINGS),
                     "hosts": self.broker.hosts,
                     "topology_prefix": self.name,
                     "partitions": self.partitions,
@@ -128,20 +133,9 @@ class Stage:
             )
             for number in range(first, first + count)
         ]
-
-    def add_defaults(self) -> None:
-        """Make one replica with the product's own settings of memory and prefetch."""
-        self.replicas.append(
-            ConsumerProcess(
-                as_broker(self.broker),
-                self.root,
-                self.folder / "r0.log",
-                topology_prefix=self.name,
-                partitions=self.partitions,
-                replica=0,
-                consumer_name="r0",
-            )
-        )
+        for replica in self.replicas[first:] if self.defaults else ():
+            for name in _HASTENED:
+                del replica.environment[name]
 
     def prepare(self, count: int, **settings: Any) -> list[list[Any]]:
         """Make replicas, have one declare the topology, and choose stores of each partition."""
@@ -153,6 +147,16 @@ class Stage:
         images = load.images(placed)
         assert len(images) == self.partitions, f"of {self.partitions} some get no stores: {images}"
         return images
+
+    def topology(self, *words: str) -> Said:
+        """Run `consumer topology` for the partitions in use."""
+        return topology(as_broker(self.broker), self.name, *words, partitions=self.partitions)
+
+    def operate(self, *words: str) -> None:
+        """Run `consumer topology`, which has to succeed."""
+        done = self.topology(*words)
+        if done.code:
+            self.problem(f"topology {' '.join(words)}: exit code {done.code}: {done.said}")
 
     def enter(self, resource: AbstractContextManager[Any]) -> Any:
         """Have something until the end of the scenario."""
@@ -188,6 +192,23 @@ class Stage:
         for replica in self.replicas[:count]:
             self.wait_ready(replica)
 
+    def resize(self, count: int, what: str, limit_s: float) -> tuple[float, float]:
+        """Start or end replicas, all at once, and wait for the balance of the first so many.
+
+        Returns the seconds until that, and until those that come were subscribed: both from when
+        processes were started and SIGTERM was sent, however long they take to begin or end.
+        """
+        began, staying = time.monotonic(), self.replicas[:count]
+        for replica in (coming := [each for each in staying if not fleet.running(each)]):
+            replica.start(ready=False)
+        with in_background([partial(self.end, each) for each in self.replicas[count:]]):
+            for replica in coming:
+                self.wait_ready(replica)
+            ready_s = time.monotonic() - began
+            told = f"{what}, those that come subscribed after {ready_s:.1f} s"
+            balanced_s = self.wait_balanced(told, limit_s, staying, began)
+        return balanced_s, ready_s
+
     def wait_ready(self, replica: ConsumerProcess) -> None:
         """Wait until a replica is subscribed to all partitions."""
         wait_until(
@@ -206,21 +227,26 @@ class Stage:
         """Take note of what is not as it must be."""
         self.problems.append(text)
 
-    def wait_balanced(self, what: str, limit_s: float) -> float:
+    def wait_balanced(
+        self,
+        what: str,
+        limit_s: float,
+        among: Sequence[ConsumerProcess] | None = None,
+        since: float | None = None,
+    ) -> float:
         """Wait until each partition has one active consumer, and each replica its share.
 
-        Without priorities in the broker: only the former. Returns the seconds, the asking
-        included; more than the limit is a problem.
+        Without priorities in the broker: only the former. Returns the seconds since a time,
+        monotonic, by default now, the asking included; more than the limit is a problem. By
+        default all that run have a share.
         """
-        began, seen = time.monotonic(), dict[str, list[str]]()
+        began, seen = time.monotonic() if since is None else since, dict[str, list[str]]()
 
         def good() -> bool:
             nonlocal seen
             seen = active(self.broker)
-            mine = {queue: seen.get(queue, []) for queue in self.queues}
-            if unheld(seen, self.queues) or not set(chain(*mine.values())) <= set(self.running()):
-                return False
-            return not self.balancing or spread(mine, self.running()) <= 1
+            names = self.running() if among is None else [fleet.name(each) for each in among]
+            return balanced(seen, self.queues, names, even=self.balancing)
 
         try:
             wait_until(good, "a balance", _PATIENCE_S, poll_s=0.1)

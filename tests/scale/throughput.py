@@ -42,8 +42,8 @@ def _measure(stage: Stage, partitions: int, number: int) -> float:
     images = _images(48 if stage.options.quick else 128)
     options = replace(stage.options, folder=stage.folder)
     name = f"{stage.name}{partitions}n{number}"
-    with Stage(name, stage.broker, stage.balancing, options, partitions) as one:
-        one.add_defaults()
+    with Stage(name, stage.broker, stage.balancing, options, partitions, defaults=True) as one:
+        one.add_replicas(1)
         one.scale_to(1)
         one.scale_to(0)
         replica = one.replicas[0]

@@ -204,9 +204,10 @@ class ModelWriter(Writer):
         return SimpleNamespace(key=key, commit=epoch)
 
     def _open_steps(self, store: Any, known: WritableArray | None, request: Open) -> Steps[Any]:
-        if known is not None:
-            return known, {}
         yield
+        store.commit.check()
+        if known is not None:
+            return known, None
         outline = request.outline
         model = self._model_arrays[ArrayKey(store.key, outline.entry.array)]
         fresh = Header.of(model.layout, "id", "", f"{next(self._moments)}")

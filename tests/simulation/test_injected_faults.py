@@ -327,7 +327,7 @@ def test_announcing_after_the_last_acknowledgement_is_found(
 
     def late(self: Flow, array: ArrayKey, written: Written, settled: list[DeliveryId]) -> None:
         for identity in settled:
-            self._acknowledge(identity)
+            self._receipts.acknowledge(identity)
         settle(self, array, written, [])
 
     monkeypatch.setattr(Flow, "_settle", late)

@@ -108,5 +108,5 @@ def test_each_loss_in_a_row_is_waited_for_longer() -> None:
         wait = faults.note("a.zarr", 0.0)
         assert wait is not None
         waits.append(wait)
-        faults.clear("a.zarr")  # it could be opened again
+        faults.note_opened("a.zarr")  # it could be opened again
     assert all(later > earlier for earlier, later in pairwise(waits))

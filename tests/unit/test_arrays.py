@@ -5,7 +5,9 @@ import itertools
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,8 @@ from consumer.errors import (
     UnsafeCast,
     UnsafePath,
 )
+from consumer.ledger_format import LEDGER_ID
 from consumer.message import check_kinds
-from consumer.new_arrays import LEDGER_ID
 
 KEY = "plate7/d.zarr"
 
@@ -677,6 +679,25 @@ def test_what_does_not_exist_is_made_late(store: Store) -> None:
     array.metadata.make()
     assert stamps(store.path) == before
     assert opened(store, entry()).ledger_id == array.ledger_id
+
+
+def test_what_is_being_made_is_no_other(root: Path) -> None:
+    visible, seen = threading.Event(), threading.Event()
+
+    def step(name: str) -> None:
+        if name == "commit.sync_folder" and not visible.is_set():
+            visible.set()
+            seen.wait(0.5)
+
+    store = open_store(root, KEY, file_mode=0o644, folder_mode=0o755, step=step)
+    array = promised(store, entry())
+    with ThreadPoolExecutor(1) as pool:
+        making = pool.submit(array.metadata.make)
+        assert visible.wait(60.0)
+        stood = array.metadata.stands()
+        seen.set()
+        making.result()
+    assert stood
 
 
 def test_what_somebody_made_meanwhile_is_another(store: Store) -> None:

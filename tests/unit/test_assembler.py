@@ -9,7 +9,7 @@ import pytest
 from consumer.arena import Arena
 from consumer.assembler import Assembler
 from consumer.blocks import ArrayKey, DeliveryId, Reason, Write
-from consumer.budget import Budget
+from consumer.budget import ENCODING_FACTOR, Budget
 from consumer.coverage import Box
 from consumer.message import Tile
 from consumer.placement import Layout
@@ -49,12 +49,13 @@ class Bench:
         value: int = 7,
         array: ArrayKey = ARRAY,
         channel: int = 1,
+        layout: Layout = LAYOUT,
     ) -> tuple[DeliveryId, bool]:
         """Deliver one tile for which there may be no room."""
         self.last += 1
         identity = DeliveryId(channel, self.last)
         tile = Tile(Box(tuple(start), tuple(stop)), value)
-        placed = self.assembler.add(identity, array, LAYOUT, [tile], since=self.now, now=self.now)
+        placed = self.assembler.add(identity, array, layout, [tile], since=self.now, now=self.now)
         return identity, placed
 
     def next(self, **flags: Any) -> Write | None:
@@ -344,6 +345,59 @@ def test_a_write_whose_deliveries_were_forgotten_leaves_nothing_behind(outcome: 
         bench.assembler.failed(write)
     assert bench.assembler.open_blocks == 0
     assert bench.held_but_spare() == 0
+
+
+def test_a_write_of_which_nobody_waits_leaves_later_tiles_alone_when_it_fails() -> None:
+    bench = Bench()
+    bench.add((0, 0), (4, 4), value=1)
+    write = bench.due()
+    bench.lose()
+    bench.add((0, 0), (2, 4), value=2)
+    bench.assembler.failed(write)
+    assert bench.next() is None
+    again = bench.due(drain=True)
+    assert (again.merge, list(again.filled)) == (True, [Box((0, 0), (2, 4))])
+    assert bench.held_but_spare() == (1 + ENCODING_FACTOR) * BLOCK_BYTES
+
+
+OTHER_LAYOUTS = {
+    "blocks": Layout("YX", (8, 8), np.dtype("uint8"), (2, 8), (2, 8)),
+    "type": Layout("YX", (8, 8), np.dtype("uint16"), (4, 4), (4, 4)),
+}
+
+
+@pytest.mark.parametrize("outcome", ["wrote", "failed"])
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS.values(), ids=OTHER_LAYOUTS)
+def test_tiles_of_an_array_that_has_changed_wait_for_the_write_of_the_one_before(
+    layout: Layout, outcome: str
+) -> None:
+    bench = Bench()
+    bench.add((0, 0), (4, 4))
+    write = bench.due()
+    bench.lose()
+    bench.assembler.forget_stored(ARRAY)
+    identity, placed = bench.try_add((0, 0), (2, 8), value=9, layout=layout)
+    assert not placed
+    getattr(bench.assembler, outcome)(write)
+    assert bench.assembler.resume(identity)
+    settled: list[DeliveryId] = []
+    while (write := bench.next(drain=True)) is not None:  # type: ignore[assignment]
+        assert (write.buffer.dtype, write.box) == (layout.dtype, layout.grid.box(write.key.block))
+        settled += bench.wrote(write)
+    assert settled == [identity]
+    bench.assembler.release_spare()
+    bench.assembler.forget_stored(ARRAY)
+    assert sum(bench.budget.held.values()) == 0
+
+
+def test_what_a_write_read_before_its_array_was_opened_anew_serves_no_other() -> None:
+    bench = Bench()
+    bench.add((0, 0), (1, 1))
+    write = bench.due(drain=True)
+    bench.assembler.forget_stored(ARRAY)
+    bench.wrote(write)
+    bench.add((1, 1), (2, 2))
+    assert bench.due(drain=True).merge
 
 
 def _budget_for(blocks: int) -> int:

@@ -1,5 +1,7 @@
 """The fault suite's oracle sees each kind of damage, and nothing where there is none."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import zarr
 
 from chaos import product
 from chaos.images import image
-from chaos.oracle import Found, examine, snapshot
+from chaos.oracle import Found, changes, examine, snapshot
 
 IMAGE = image(1)
 PLACES = IMAGE.places()[:-3]
@@ -39,7 +41,8 @@ def root(tmp_path: Path) -> Path:
         region = (slice(None), *IMAGE.box(place))
         image[region] = IMAGE.truth[region]
     array[:] = image
-    put(tmp_path / STATE / "ledger" / IMAGE.path / "0.json")
+    for name in (".ledger.json", ".blocks-0.json"):
+        put(tmp_path / STATE / "ledger" / IMAGE.path / name)
     return tmp_path
 
 
@@ -92,7 +95,18 @@ def test_voxels_where_nobody_sent_a_tile_are_foreign(root: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["other.zarr/zarr.json", f"{IMAGE.store}/g1/i9/c/0/0/0", f"{IMAGE.store}/{IMAGE.path}/part"],
+    [
+        "other.zarr/zarr.json",
+        f"{IMAGE.store}/g1/i9/c/0/0/0",
+        f"{IMAGE.store}/g1/i9/zarr.json",
+        f"{IMAGE.store}/{IMAGE.path}/part",
+        f"{IMAGE.store}/{IMAGE.path}/c/part",
+        f"{IMAGE.store}/{IMAGE.path}/c/0/0/0.part",
+        f"{IMAGE.store}/{IMAGE.path}/c/0/0/00",
+        f"{IMAGE.store}/{IMAGE.path}/c/0/0/2",
+        f"{IMAGE.store}/{IMAGE.path}/c/0/0/1.0",
+        f"{IMAGE.store}/{IMAGE.path}/c/0/zarr.json",
+    ],
 )
 def test_files_that_nobody_asked_for_are_foreign(root: Path, name: str) -> None:
     put(root / name)
@@ -107,6 +121,10 @@ def test_files_that_nobody_asked_for_are_foreign(root: Path, name: str) -> None:
         (".tiles/.tiles/ab/written", 2),
         (".tiles/lone/ab.json", 0),
         (".tiles/lone/ab.part", 1),
+        (f"{STATE}/ledger/{IMAGE.path}/.ledger.json.damaged-20261130T101500.000000Z", 1),
+        (f"{STATE}/ledger/{IMAGE.path}/.blocks-0.json.damaged-20261130T101500.000000Z", 1),
+        (f"{STATE}/ledger/{IMAGE.path}/.blocks-0.json.part", 1),
+        (f"{STATE}/ledger/{IMAGE.path}/.blocks-1.json", 0),
     ],
 )
 def test_what_a_tenure_left_behind_is_left_over(root: Path, name: str, count: int) -> None:
@@ -138,11 +156,59 @@ def test_a_ledger_that_knows_too_much_is_foreign(
     assert _with_ledger(root, monkeypatch, IMAGE.places()[-3:-1]) == (0, 0, unsent, 0)
 
 
-def test_a_snapshot_sees_a_changed_file(tmp_path: Path) -> None:
+def _change(folder: Path) -> None:
+    (folder / "a").write_text("y")
+
+
+def _add(folder: Path) -> None:
+    put(folder / "deep/b")
+
+
+def _remove(folder: Path) -> None:
+    (folder / "a").unlink()
+
+
+def _add_metadata(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    (folder / "deep/zarr.json").write_text("{}")
+
+
+def _change_metadata(folder: Path) -> None:
+    (folder / "zarr.json").write_text('{"shape": [2], "attributes": {}}')
+
+
+def _lead_elsewhere(folder: Path) -> None:
+    (folder / "link").unlink()
+    (folder / "link").symlink_to("zarr.json")
+
+
+def _give_ledger(folder: Path) -> None:
+    said = {"attributes": {product.LEDGER_ATTRIBUTE: "ab"}, "shape": [1]}
+    (folder / "zarr.json").write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize(
+    ("act", "seen"),
+    [
+        (_change, ["a was changed or removed"]),
+        (_remove, ["a was changed or removed"]),
+        (_add, ["deep/b was made"]),
+        (_add_metadata, ["deep/zarr.json was made"]),
+        (_change_metadata, ["zarr.json was changed or removed"]),
+        (_lead_elsewhere, ["link was changed or removed"]),
+        (_give_ledger, []),
+    ],
+)
+def test_a_snapshot_sees_what_is_made_changed_or_removed(
+    tmp_path: Path, act: Callable[[Path], None], seen: list[str]
+) -> None:
     put(tmp_path / "a")
+    (tmp_path / "zarr.json").write_text('{"shape": [1], "attributes": {}}')
+    (tmp_path / "link").symlink_to("a")
     before = snapshot(tmp_path)
-    (tmp_path / "a").write_text("y")
-    assert snapshot(tmp_path) != before
+    act(tmp_path)
+    found = changes(before, snapshot(tmp_path))
+    assert [line.removeprefix(f"{tmp_path}/") for line in found] == seen
 
 
 def _with_ledger(

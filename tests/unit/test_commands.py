@@ -1,9 +1,11 @@
 """The commands on ledgers: what they show, change and return, beside consumers at work."""
 
+import dataclasses
 import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from consumer import cli
@@ -25,8 +27,8 @@ from consumer.contract import TileEntry
 from consumer.coverage import Box
 from consumer.errors import Fenced, UnsafePath, UnusableSettings
 from consumer.ledger import Ledger
-from consumer.ledger_files import load, read
-from consumer.ledger_format import Header
+from consumer.ledger_files import load, read, read_present
+from consumer.ledger_format import LEDGER_ID, Header, encode_header
 from consumer.placement import stitched_box
 
 ARRAY = ArrayKey("plate7/d.zarr", "g1/img")
@@ -38,6 +40,22 @@ NOW_MS = 1795338000123
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.upper().startswith("TILES_")]:
         monkeypatch.delenv(name)
+
+
+SHAPE, FILE = [2, 40, 10], [2, 10, 5]
+METADATA: dict[str, Any] = {
+    "shape": SHAPE,
+    "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": FILE}},
+}
+
+
+def make_array(root: Path, array: ArrayKey, ledger_id: str) -> Path:
+    """Have an array of that id be there; return its metadata file."""
+    metadata = root / array.store / array.path / "zarr.json"
+    metadata.parent.mkdir(parents=True, exist_ok=True)
+    if not metadata.exists():
+        metadata.write_text(json.dumps(METADATA | {"attributes": {LEDGER_ID: ledger_id}}))
+    return metadata
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,7 @@ class Writer:
             for column in (0, 1):
                 ledger.fill((0, row, column), [Box((0, 0, 0), (2, 10, 5))])
         change(ledger)
+        make_array(self.root, self.array, fresh.id)
         commit.commit({}, ledger.dirty())
         return commit
 
@@ -288,9 +307,9 @@ def test_watching_reads_only_what_has_changed(
 
     def noted(root: Path, array: ArrayKey) -> Any:
         reads.append(array)
-        return read(root, array)
+        return read_present(root, array)
 
-    monkeypatch.setattr(status, "read", noted)
+    monkeypatch.setattr(status, "read_present", noted)
     watched(writer, lambda: None, lambda: other.round(1), lambda: None)
     assert reads == [other.array, ARRAY, other.array]
 
@@ -388,7 +407,6 @@ def sorted_axes(axes: list[str]) -> list[str]:
     return sorted(axes, key="STCZ".index)
 
 
-@settings(deadline=None)
 @given(missing_boxes())
 def test_the_entries_of_a_box_sent_with_a_fill_fill_just_it(drawn: tuple[Header, Box]) -> None:
     header, box = drawn
@@ -502,6 +520,128 @@ def test_a_last_segment_that_comes_after_its_header_is_seen(
     clock = Clock((5, lambda: (folder / ".blocks-00000.json").write_bytes(after)))
     assert waited(writer, clock) == 0
     assert clock.now == 1005
+
+
+# -- arrays that are gone -----------------------------------------------------------------------
+
+
+def replaced(writer: Writer) -> None:
+    """Have another array under the name."""
+    folder = writer.root / writer.array.store
+    shutil.rmtree(folder)
+    make_array(writer.root, writer.array, "another-id")
+
+
+def removed(writer: Writer) -> None:
+    """Remove the store."""
+    shutil.rmtree(writer.root / writer.array.store)
+
+
+GONE = pytest.mark.parametrize("gone", [removed, replaced])
+SAID = f"consumer: {NAME} was removed or replaced since: what was written is missing\n"
+
+
+@GONE
+def test_status_counts_an_array_that_is_gone_as_empty(
+    writer: Writer, gone: Callable[[Writer], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer.round(*range(4))
+    assert watched(writer, lambda: gone(writer)) == 0
+    said = capsys.readouterr()
+    shown = [json.loads(line) for line in said.out.splitlines()]
+    assert [(row["percent"], row["complete"], row["tiles"]) for row in shown] == [
+        (100.0, True, 0),
+        (0.0, False, 0),
+    ]
+    assert said.err == SAID
+
+
+@GONE
+def test_all_of_an_array_that_is_gone_is_missing(
+    writer: Writer, gone: Callable[[Writer], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer.round(*range(4))
+    gone(writer)
+    assert run(writer, "missing", NAME) == 0
+    said = capsys.readouterr()
+    boxes = [json.loads(line) for line in said.out.splitlines()]
+    assert sum(box["crop_size"][0] * box["crop_size"][1] for box in boxes) == 2 * 40 * 10
+    assert said.err == SAID
+
+
+@GONE
+def test_an_array_that_is_gone_is_waited_for(
+    writer: Writer, gone: Callable[[Writer], None]
+) -> None:
+    writer.round(*range(4))
+    gone(writer)
+    clock = Clock((5, lambda: make_again(writer)))
+    assert waited(writer, clock) == 0
+    assert clock.now == 1005
+
+
+def make_again(writer: Writer) -> None:
+    """Have an array made again, and filled."""
+    shutil.rmtree(writer.root / writer.array.store, ignore_errors=True)
+    writer.round(*range(4))
+
+
+@pytest.mark.parametrize("attributes", [None, b"{}", b"no JSON", b"[]"])
+def test_an_array_of_format_2_without_an_id_is_there_as_long_as_its_metadata_are(
+    writer: Writer, attributes: bytes | None
+) -> None:
+    writer.round(*range(4))
+    header = ledger_of(writer).header
+    folder = writer.root / ARRAY.store / ARRAY.path
+    (folder / "zarr.json").unlink()
+    (folder / ".zarray").write_text(json.dumps({"shape": SHAPE, "chunks": FILE}))
+    if attributes is not None:
+        (folder / ".zattrs").write_bytes(attributes)
+    ledger = writer.root / ".tiles" / ARRAY.store / "ledger" / ARRAY.path / ".ledger.json"
+    ledger.write_bytes(encode_header(dataclasses.replace(header, id="")))
+    assert waited(writer, Clock(), "--timeout", "0") == 0
+    (folder / ".zarray").unlink()
+    assert waited(writer, Clock(), "--timeout", "0") == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"shape": [2, 40, 11]},
+        {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2, 10, 10]}}},
+        {"chunk_grid": {}},
+        {"chunk_grid": None, "shape": None},
+    ],
+    ids=str,
+)
+def test_an_array_without_an_id_that_was_made_anew_with_another_shape_is_waited_for(
+    writer: Writer, changed: dict[str, Any]
+) -> None:
+    writer.round(*range(4))
+    ledger = writer.root / ".tiles" / ARRAY.store / "ledger" / ARRAY.path / ".ledger.json"
+    header = ledger_of(writer).header
+    ledger.write_bytes(encode_header(dataclasses.replace(header, id="")))
+    metadata = writer.root / ARRAY.store / ARRAY.path / "zarr.json"
+    metadata.write_text(json.dumps(METADATA))
+    assert waited(writer, Clock(), "--timeout", "0") == 0
+    metadata.write_text(json.dumps(METADATA | changed))
+    assert waited(writer, Clock(), "--timeout", "0") == 1
+
+
+def test_an_array_that_cannot_be_looked_at_does_not_hide_the_others(
+    writer: Writer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Writer(writer.root, ArrayKey("z.zarr", "x"))
+    for each in (writer, other):
+        each.round(*range(4))
+    metadata = writer.root / ARRAY.store / ARRAY.path / "zarr.json"
+    metadata.unlink()
+    metadata.mkdir()
+    assert cli.main(["status", str(writer.root), "--json"]) == 0
+    said = capsys.readouterr()
+    assert [json.loads(line)["percent"] for line in said.out.splitlines()] == [100.0, 100.0]
+    assert said.err.startswith(f"consumer: {NAME}: whether it is still there cannot be seen: ")
+    assert "Is a directory" in said.err
 
 
 # -- reset --------------------------------------------------------------------------------------
@@ -621,6 +761,7 @@ def test_a_reset_that_never_gets_the_store_fails(
 
 def test_a_reset_needs_no_voxels(writer: Writer) -> None:
     writer.round(0)
+    shutil.rmtree(writer.root / "plate7")
     run(writer, "reset", NAME)
     assert not (writer.root / "plate7").exists()
 

@@ -443,7 +443,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.dictionaries(st.sampled_from(sorted(TilesEntry.model_fields)), json_values),
     st.dictionaries(st.sampled_from(["crop_size", "crop_coords", "fill", "channel"]), json_values),

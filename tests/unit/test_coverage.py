@@ -17,7 +17,7 @@ Mask = npt.NDArray[np.bool_]
 # A shape, and boxes inside it.
 Space = tuple[tuple[int, ...], list[Box]]
 
-a_property = settings(deadline=None, max_examples=60)
+a_property = settings(max_examples=60)
 
 
 @st.composite

@@ -7,6 +7,7 @@ import pytest
 
 from consumer.errors import Undecodable
 from consumer.events import ArrayCompleted, ArrayProgress, TileParked
+from consumer.parked import ParkedMessage
 from consumer.parking import parked_event, parked_properties
 
 COMPLETED = ArrayCompleted(store="p/a.zarr", array="x", run="1")
@@ -45,6 +46,26 @@ def test_a_routing_key_is_never_longer_than_amqp_carries() -> None:
     key = COMPLETED.model_copy(update={"store": "ü" * 125 + ".zarr"}).routing_key
 
     assert 250 < len(key.encode()) <= 255
+
+
+def test_a_copy_has_nothing_that_the_broker_would_refuse() -> None:
+    headers = {"CC": ["tiles"], "BCC": "tiles", "x-delivery-count": 3, "cc": "kept"}
+    sent = pika.BasicProperties(reply_to="amq.rabbitmq.reply-to", headers=headers)
+    error = Undecodable("no document")
+    said = parked_properties(sent, error, parking_id="p-1", routing_key="a.zarr", by="me")
+    foreign = {name for name in said["headers"] if not name.startswith("x-tiles-")}
+    assert foreign == {"CC", "cc"}
+    assert said["reply_to"] is None
+    sent.reply_to = "answers"
+    said = parked_properties(sent, error, parking_id="p-1", routing_key="a.zarr", by="me")
+    assert said["reply_to"] == "answers"
+
+
+def test_what_the_broker_parked_is_replayed_as_nobodys() -> None:
+    sent = pika.BasicProperties(user_id="someone", app_id="unet", headers={"own": 1})
+    original = ParkedMessage(1, "a.zarr", sent, b"").original
+    assert (original.user_id, original.app_id, original.headers) == (None, "unet", {"own": 1})
+    assert sent.user_id == "someone"
 
 
 @pytest.mark.parametrize("identity", ["m-1", b"\xff-1", None])

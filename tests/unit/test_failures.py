@@ -92,9 +92,7 @@ def _holding() -> Holdings:
 
 class _NoHandles:
     opening = False
-
-    def __iter__(self) -> Any:
-        return iter(())
+    waited_for: frozenset[str] = frozenset()
 
 
 def test_of_a_message_that_is_begun_again_and_again_it_is_said_once(

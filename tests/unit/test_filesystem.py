@@ -20,6 +20,7 @@ from consumer.filesystem import (
     examine,
     examine_below,
     examine_clock,
+    examine_scratch,
     mount_of,
     mounts,
 )
@@ -417,3 +418,34 @@ def test_an_option_with_which_fsync_promises_nothing_is_told(option: str) -> Non
     finding = filesystem._kind(Mount(Path("/data"), "ext4", frozenset({"rw", option})), None)
     assert finding.verdict is Verdict.WARNING
     assert option in finding.remedy
+
+
+# -- the scratch folder -------------------------------------------------------------------------
+
+
+def scratch(folder: Path, wanted: int = 0) -> Finding:
+    """Return what is said of a scratch folder."""
+    (finding,) = examine_scratch(folder, wanted)
+    assert finding.check == "scratch folder"
+    return finding
+
+
+def test_a_scratch_folder_in_memory_is_warned_of(mount: MountKind, tmp_path: Path) -> None:
+    finding = scratch(mount("tmpfs", tmp_path / "scratch"))
+    assert finding.verdict is Verdict.WARNING
+    assert "memory beyond memory_budget_bytes" in finding.said
+
+
+def test_a_scratch_folder_without_room_is_warned_of(tmp_path: Path) -> None:
+    wanted = 1 << 62
+    finding = scratch(tmp_path, wanted)
+    assert finding.verdict is Verdict.WARNING
+    assert "bytes free" in finding.said or "memory" in finding.said
+
+
+def test_a_scratch_folder_that_is_not_there_fails(tmp_path: Path) -> None:
+    finding = scratch(tmp_path / "none")
+    assert finding.verdict is Verdict.FAILED
+    assert "No such file or directory" in finding.said
+    assert "TILES_SCRATCH_FOLDER" in finding.remedy
+    assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,16 @@
 """Bodies larger than any limit are taken one at a time, and never wait for ever."""
 
+import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from consumer.blocks import DeliveryId
-from consumer.budget import Budget
+from consumer.budget import Budget, most_bodies
 from consumer.delivery import Delivery
+from consumer.errors import BrokerLost
 from consumer.inbox import Held, Inbox
 from consumer.message import Envelope
 from consumer.scratch import ScratchFull
@@ -44,6 +48,21 @@ class MemoryScratch:
     def get(self, done: Callable[[Any], None]) -> None:
         body = self.bodies.pop(0)
         done(SimpleNamespace(exception=lambda: None, result=lambda: body))
+
+
+@pytest.mark.parametrize("capacity", [0, 150, 250, 10_000])
+@pytest.mark.parametrize("sizes", [(RESERVE,), (60, RESERVE), (RESERVE, 1, 51)], ids=str)
+def test_as_many_bodies_as_settings_count_on_find_room(
+    capacity: int, sizes: tuple[int, ...]
+) -> None:
+    inbox, _ = _inbox(capacity)
+    most = most_bodies(BUDGET, capacity, RESERVE)
+    for number, size in zip(range(most), itertools.cycle(sizes), strict=False):
+        inbox.put(_held(number), bytes(size))
+    assert len(inbox) == most
+    if len(sizes) == 1:
+        with pytest.raises(BrokerLost):
+            inbox.put(_held(most), bytes(RESERVE))
 
 
 def _inbox(capacity: int = 10_000) -> tuple[Inbox, Budget]:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def test_what_was_cut_short_counts_for_a_day(tmp_path: Path, late: bool) -> None
     written = files(tmp_path)[-1].stat().st_mtime
     later = make(tmp_path, now=written + EXPIRY_S + (1 if late else -60))
     later.sweep()
-    assert len(files(tmp_path)) == (0 if late else ATTEMPTS + 1)
+    assert len(files(tmp_path)) == (0 if late else ATTEMPTS)
     assert later.begin([A]).count == (1 if late else 0)
 
 
@@ -242,3 +243,19 @@ def test_what_cannot_be_removed_is_not_counted_and_is_removed_later(
     assert len(files(tmp_path)) == ATTEMPTS + 1
     one.end("", [])
     assert files(tmp_path) == []
+
+
+def test_what_a_kill_left_half_written_is_removed_soon(tmp_path: Path) -> None:
+    now = [time.time()]
+    journal = Journal(
+        tmp_path, by="c1", attempts=3, file_mode=0o644, folder_mode=0o755, clock=lambda: now[0]
+    )
+    assert journal.begin(["a"]).count == 1
+    part = tmp_path / ".tiles/lone/0123456789abcdef.part"
+    part.touch()
+    journal.sweep()
+    assert part.exists()
+    now[0] += 5
+    journal.sweep()
+    assert not part.exists()
+    assert len(list(part.parent.iterdir())) == 1

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from consumer.errors import UnsafePath
@@ -151,14 +151,12 @@ def _accepted(check: Check, name: str) -> bool:
     return True
 
 
-@settings(deadline=None)
 @given(any_text.map(lambda text: f"{text}.zarr"))
 @example("\ud800.zarr")
 def test_whatever_the_text_an_accepted_store_key_is_the_path_below_the_root(text: str) -> None:
     assert not _accepted(check_store_key, text) or _below_root(text) == f"/out/{text}"
 
 
-@settings(deadline=None)
 @given(any_text)
 @example("\ud800")
 def test_whatever_the_text_an_accepted_array_path_is_the_path_below_the_root(text: str) -> None:

@@ -1,5 +1,6 @@
 """The Kubernetes manifests: valid, consistent with each other and with the settings."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ByteSize, TypeAdapter
 
 from consumer import settings
 from consumer.filesystem import Mount
 from consumer.health import LOOP_LIMIT_S
 from consumer.settings import ENV_PREFIX, Settings
+from consumer.topology import topology
 from manifests import (
     NAME,
     OVERLAYS,
@@ -23,6 +26,7 @@ from manifests import (
     Rendered,
     copied,
     faults,
+    rendered_from,
     tool,
 )
 from manifests import render as rendered_by_kubectl
@@ -31,7 +35,18 @@ from manifests import render as rendered_by_kubectl
 RESERVE_S = 15
 # The processes themselves take 150 MiB; what they write lies in the page cache for a while.
 BESIDE_THE_BUDGET = 256 << 20
-WRITTEN_BY_HAND = {"tile-consumer-rabbitmq", "tile-consumer-keda"}  # production's Secrets
+# Logs and temporary files, which a node counts as well.
+BESIDE_THE_SCRATCH = 1 << 30
+# RabbitMQ's raft.wal_max_size_bytes; it wants memory for three of them at least.
+WAL_BYTES, WALS = 512 << 20, 3
+WRITTEN_BY_HAND = {  # production's Secrets
+    "tile-consumer-rabbitmq",
+    "tile-operator-rabbitmq",
+    "tile-consumer-keda",
+}
+GUIDE = (REPOSITORY / "deploy" / "README.md").read_text()
+RUNBOOK = (REPOSITORY / "deploy" / "RUNBOOK.md").read_text()
+DEFINITIONS = json.loads((REPOSITORY / "deploy" / "rabbitmq" / "definitions.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +68,13 @@ def production(both: dict[str, Rendered]) -> Rendered:
 
 
 @pytest.fixture
-def settings_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Rendered], Settings]:
-    """Return what `consumer run` makes of an overlay's variables."""
+def settings_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
+    """Return what `consumer run` makes of an overlay's variables, or of one of its pods'."""
     for name in [name for name in os.environ if name.upper().startswith(ENV_PREFIX)]:
         monkeypatch.delenv(name)
 
-    def load(overlay: Rendered) -> Settings:
-        for name, value in overlay.environment(overlay.pod).items():
+    def load(overlay: Rendered, pod: Manifest | None = None) -> Settings:
+        for name, value in overlay.environment(pod or overlay.pod).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("TILES_OUTPUT_ROOT", "/output")
         return settings.load([])
@@ -101,6 +116,7 @@ def _without(*path: Any) -> Callable[[Manifest], None]:
 
 _POD = ("spec", "template", "spec")
 _CONTAINER = (*_POD, "containers", 0)
+_BEHAVIOR = ("spec", "advanced", "horizontalPodAutoscalerConfig", "behavior")
 BROKEN: dict[str, tuple[str, Callable[[Manifest], None]]] = {
     "misspelt field": ("StatefulSet", _set(*_POD, "enableServiceLink", False)),
     "field in the wrong place": ("StatefulSet", _set("spec", "securityContext", {})),
@@ -123,12 +139,25 @@ BROKEN: dict[str, tuple[str, Callable[[Manifest], None]]] = {
         "ScaledObject",
         _set("spec", "triggers", 0, "metadata", "excludeUnacked", "false"),
     ),
+    "expression for queues over AMQP": (
+        "ScaledObject",
+        _set("spec", "triggers", 0, "metadata", "protocol", "amqp"),
+    ),
+    "period over half an hour": (
+        "ScaledObject",
+        _set(*_BEHAVIOR, "scaleDown", "policies", 0, "periodSeconds", 3600),
+    ),
     "nothing to scale": ("ScaledObject", _without("spec", "scaleTargetRef")),
     "no duration": ("PodMonitor", _set("spec", "podMetricsEndpoints", 0, "interval", "often")),
+    "empty duration": ("PodMonitor", _set("spec", "podMetricsEndpoints", 0, "interval", "")),
     "no pods to scrape": ("PodMonitor", _without("spec", "selector")),
     "secret without a key": (
         "TriggerAuthentication",
         _without("spec", "secretTargetRef", 0, "key"),
+    ),
+    "secret for what the trigger does not know": (
+        "TriggerAuthentication",
+        _set("spec", "secretTargetRef", 0, "parameter", "hosts"),
     ),
 }
 
@@ -170,25 +199,24 @@ def test_what_pods_refer_to_is_there(overlay: Rendered) -> None:
     there = {(m["kind"], m["metadata"]["name"]) for m in overlay.manifests}
     if not overlay.all("Secret"):
         there |= {("Secret", name) for name in WRITTEN_BY_HAND}
-    for pod in (overlay.pod, overlay.doctor):
+    for pod in overlay.pods:
         needed = {*_claims_and_secrets(pod), ("ServiceAccount", pod["serviceAccountName"])}
         assert needed - there == set()
 
 
 def test_the_guide_makes_the_secrets_that_production_does_not_hold(production: Rendered) -> None:
-    guide = (REPOSITORY / "deploy" / "README.md").read_text()
     assert production.all("Secret") == []
     for name in WRITTEN_BY_HAND:
-        assert f"create secret generic {name}" in guide
+        assert f"create secret generic {name}" in GUIDE
     for key in _files_of_secret(production):
-        assert re.search(rf"--from-\w+={re.escape(key)}=", guide), key
+        assert re.search(rf"--from-\w+={re.escape(key)}=", GUIDE), key
 
 
 def test_what_the_guide_names_is_there(both: dict[str, Rendered]) -> None:
-    guide = (REPOSITORY / "deploy" / "README.md").read_text()
     there = {(m["kind"].lower(), m["metadata"]["name"]) for o in both.values() for m in o.manifests}
     short = {"pvc": "persistentvolumeclaim", "pv": "persistentvolume"}
-    named = re.findall(r"\b(statefulset|cronjob|pvc|pv|scaledobject)[/ ]([a-z][a-z-]+)", guide)
+    kinds = "statefulset|cronjob|deployment|pvc|pv|scaledobject"
+    named = re.findall(rf"\b({kinds})(?:/| (?=tile-))([a-z][a-z-]+)", GUIDE + RUNBOOK)
     assert len(named) > 5
     assert {(short.get(kind, kind), name) for kind, name in named} - there == set()
 
@@ -236,14 +264,12 @@ def test_the_doctor_sees_what_the_consumer_sees(overlay: Rendered) -> None:
 # --- Right: as the consumer needs it
 
 
-def test_the_settings_can_be_used(
-    overlay: Rendered, settings_of: Callable[[Rendered], Settings]
-) -> None:
+def test_the_settings_can_be_used(overlay: Rendered, settings_of: Callable[..., Settings]) -> None:
     assert settings_of(overlay).username_file is not None
 
 
 def test_the_pod_may_flush_for_as_long_as_the_consumer_wants_to(
-    overlay: Rendered, settings_of: Callable[[Rendered], Settings]
+    overlay: Rendered, settings_of: Callable[..., Settings]
 ) -> None:
     grace = settings_of(overlay).grace_s
     assert overlay.pod["terminationGracePeriodSeconds"] == grace + RESERVE_S
@@ -254,7 +280,7 @@ def _bytes(quantity: str) -> int:
 
 
 def test_memory_and_scratch_hold_what_the_settings_allow(
-    overlay: Rendered, settings_of: Callable[[Rendered], Settings]
+    overlay: Rendered, settings_of: Callable[..., Settings]
 ) -> None:
     found = settings_of(overlay)
     resources = overlay.pod["containers"][0]["resources"]
@@ -264,6 +290,23 @@ def test_memory_and_scratch_hold_what_the_settings_allow(
     (scratch,) = (v["emptyDir"] for v in overlay.pod["volumes"] if v["name"] == "scratch")
     assert _bytes(scratch["sizeLimit"]) > found.scratch_bytes
     assert scratch.get("medium") != "Memory"
+
+
+def test_a_node_has_room_for_the_scratch_that_the_settings_allow(
+    overlay: Rendered, settings_of: Callable[..., Settings]
+) -> None:
+    requests = overlay.pod["containers"][0]["resources"]["requests"]
+    scratch = settings_of(overlay).scratch_bytes
+    assert _bytes(requests["ephemeral-storage"]) >= scratch + BESIDE_THE_SCRATCH
+
+
+def test_the_trial_broker_has_memory_for_its_write_ahead_log(both: dict[str, Rendered]) -> None:
+    (container,) = both["dev"].one("Deployment", "rabbitmq")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    resources = container["resources"]
+    assert resources["requests"]["memory"] == resources["limits"]["memory"]
+    assert _bytes(resources["limits"]["memory"]) >= WALS * WAL_BYTES
 
 
 def test_the_number_of_threads_is_not_that_of_the_nodes_cores(overlay: Rendered) -> None:
@@ -283,7 +326,7 @@ def test_probes_ask_for_liveness_and_readiness(overlay: Rendered) -> None:
 
 
 def test_the_named_port_is_the_consumers(
-    overlay: Rendered, settings_of: Callable[[Rendered], Settings]
+    overlay: Rendered, settings_of: Callable[..., Settings]
 ) -> None:
     (container,) = overlay.pod["containers"]
     (port,) = container["ports"]
@@ -295,7 +338,7 @@ def test_the_named_port_is_the_consumers(
 
 
 def test_pods_have_no_rights(overlay: Rendered) -> None:
-    for pod in (overlay.pod, overlay.doctor):
+    for pod in overlay.pods:
         user = {"runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532}
         assert pod["securityContext"].items() >= user.items()
         assert pod["securityContext"]["runAsNonRoot"]
@@ -363,7 +406,7 @@ def test_the_trial_secret_has_all_files(both: dict[str, Rendered]) -> None:
 
 
 def test_trials_have_one_replica_that_declares(
-    both: dict[str, Rendered], settings_of: Callable[[Rendered], Settings]
+    both: dict[str, Rendered], settings_of: Callable[..., Settings]
 ) -> None:
     dev = both["dev"]
     assert dev.one("StatefulSet", NAME)["spec"]["replicas"] == 1
@@ -378,7 +421,7 @@ def test_trials_have_one_replica_that_declares(
 
 
 def test_production_declares_nothing_and_speaks_tls(
-    production: Rendered, settings_of: Callable[[Rendered], Settings]
+    production: Rendered, settings_of: Callable[..., Settings]
 ) -> None:
     found = settings_of(production)
     assert not found.declare_topology
@@ -397,6 +440,7 @@ def test_the_autoscaler_alone_says_how_many_replicas(production: Rendered) -> No
     partitions = int(production.environment(production.pod)["TILES_PARTITIONS"])
     assert 3 <= scaled["minReplicaCount"] <= scaled["maxReplicaCount"] <= partitions
     assert scaled["fallback"]["replicas"] >= scaled["minReplicaCount"]
+    assert scaled["fallback"]["behavior"] == "currentReplicasIfHigher"
 
 
 def _trigger(production: Rendered) -> dict[str, str]:
@@ -434,10 +478,9 @@ def test_partition_queues_count_for_the_autoscaler(
 def test_the_autoscalers_credentials_are_those_of_its_secret(production: Rendered) -> None:
     (trigger,) = production.one("ScaledObject", NAME)["spec"]["triggers"]
     named = production.one("TriggerAuthentication", trigger["authenticationRef"]["name"])
-    guide = (REPOSITORY / "deploy" / "README.md").read_text()
     for target in named["spec"]["secretTargetRef"]:
         assert target["name"] in WRITTEN_BY_HAND
-        assert re.search(rf"--from-\w+={target['key']}=", guide), target
+        assert re.search(rf"--from-\w+={target['key']}=", GUIDE), target
 
 
 def test_the_volume_is_mounted_as_the_fence_needs_it(production: Rendered) -> None:
@@ -452,18 +495,31 @@ def test_the_volume_is_mounted_as_the_fence_needs_it(production: Rendered) -> No
     assert mount.missing_options == []
 
 
-def _allowed_ports(overlay: Rendered) -> set[int]:
-    rules = (rule for p in overlay.all("NetworkPolicy") for rule in p["spec"].get("egress", []))
-    return {port["port"] for rule in rules for port in rule["ports"]}
+# OpenShift's DNS listens on 5353 behind a Service; policies see the port behind.
+DNS_PORTS = {53, 5353}
+
+
+def _allowed(overlay: Rendered) -> list[Manifest]:
+    return [rule for p in overlay.all("NetworkPolicy") for rule in p["spec"].get("egress", [])]
 
 
 def test_the_network_lets_the_consumer_reach_names_and_broker_only(
-    overlay: Rendered, settings_of: Callable[[Rendered], Settings]
+    overlay: Rendered, settings_of: Callable[..., Settings]
 ) -> None:
     ports = {int(host.rpartition(":")[2]) for host in settings_of(overlay).hosts}
-    assert _allowed_ports(overlay) == ports | {53}
+    assert {port["port"] for rule in _allowed(overlay) for port in rule["ports"]} == (
+        ports | DNS_PORTS
+    )
     policies = [p["spec"]["policyTypes"] for p in overlay.all("NetworkPolicy")]
     assert ["Ingress", "Egress"] in policies
+
+
+def test_names_may_be_asked_of_whoever_the_cluster_has_answer_them(overlay: Rendered) -> None:
+    (names,) = (r for r in _allowed(overlay) if {port["port"] for port in r["ports"]} & DNS_PORTS)
+    # Caches on nodes and those of clouds are addresses, not pods that a selector would find.
+    assert "to" not in names
+    asked = {(port["port"], port["protocol"]) for port in names["ports"]}
+    assert asked == {(port, way) for port in DNS_PORTS for way in ("UDP", "TCP")}
 
 
 def test_the_network_lets_only_metrics_in(overlay: Rendered) -> None:
@@ -472,10 +528,131 @@ def test_the_network_lets_only_metrics_in(overlay: Rendered) -> None:
 
 
 def test_images_have_a_version(overlay: Rendered) -> None:
-    pods = [overlay.pod, overlay.doctor]
-    pods += [d["spec"]["template"]["spec"] for d in overlay.all("Deployment")]
+    pods = [*overlay.pods, *(d["spec"]["template"]["spec"] for d in overlay.all("Deployment"))]
     for container in (c for pod in pods for c in pod["containers"]):
         assert re.search(r":(?!latest$)[\w.-]+$", container["image"]), container["image"]
+
+
+# --- One number of partitions, one name for each user
+
+
+def test_the_guide_and_the_definitions_have_productions_number_of_partitions(
+    production: Rendered, settings_of: Callable[..., Settings]
+) -> None:
+    count = settings_of(production).partitions
+    queues = {queue["name"] for queue in DEFINITIONS["queues"]} - {"tiles.parked"}
+    assert queues == {queue.name for queue in topology(settings_of(production)).partitions}
+    assert {int(n) for n in re.findall(r"--from (\d+)", GUIDE)} == {count}
+    named = re.findall(r"--partitions (\d+)\b(?! --from)", GUIDE)
+    assert {int(n) for n in named} == {count}
+
+
+def test_the_guide_and_the_runbook_name_users_that_the_definitions_make() -> None:
+    made = {user["name"] for user in DEFINITIONS["users"]}
+    written = set(re.findall(r"(?<![\w-])tiles-(?!dev|server)[a-z]+", GUIDE + RUNBOOK))
+    assert written == made
+    assert re.findall(r"username=([\w-]+)", GUIDE) == ["tiles-consumer", "tiles-operator"]
+
+
+def test_the_guide_imports_the_definitions_and_gives_each_user_a_password() -> None:
+    install = GUIDE.partition("Production, ")[2].partition("\n## ")[0]
+    (copied_to,) = re.findall(r"kubectl cp ../../../rabbitmq/definitions.json \S+:(\S+)", install)
+    # Not from standard input, which RabbitMQ 4's command does not read.
+    assert f"import_definitions {copied_to}\n" in install
+    for user in DEFINITIONS["users"]:
+        short = user["name"].removeprefix("tiles-")
+        assert re.search(rf"for user in .*\b{short}\b.*; do", install), user
+    assert "topology declare" not in install
+
+
+def test_the_autoscalers_address_ends_in_no_newline(tmp_path: Path) -> None:
+    (made,) = re.findall(r"^printf .* > host\.txt$", GUIDE, re.MULTILINE)
+    (tmp_path / "monitor.txt").write_text("a1b2\n")
+    subprocess.run(["sh", "-c", made], cwd=tmp_path, check=True)
+    written = (tmp_path / "host.txt").read_text()
+    assert re.fullmatch(r"https://tiles-monitor:a1b2@[\w.]+:15671/", written)
+
+
+def test_what_the_guide_waits_for_has_time_to_pull_an_image() -> None:
+    waits = re.findall(r"kubectl (?:wait|rollout status) .*", GUIDE)
+    assert waits
+    assert [line for line in waits if not re.search(r"--timeout=\d+m", line)] == []
+
+
+def test_names_of_the_cluster_are_for_commands_that_run_there() -> None:
+    lines = re.findall(r"^(?!printf).*rabbitmq\.svc:.*", GUIDE, re.MULTILINE)
+    assert lines == []
+
+
+# --- Operators' commands
+
+
+def test_operators_commands_run_with_the_operators_secret(production: Rendered) -> None:
+    (secret,) = (v["secret"] for v in production.operator["volumes"] if v["name"] == "rabbitmq")
+    assert secret["secretName"] == "tile-operator-rabbitmq"
+    consumer, operator = production.pod["containers"][0], production.operator["containers"][0]
+    for key in ("image", "envFrom", "securityContext", "volumeMounts"):
+        assert operator[key] == consumer[key], key
+
+
+def test_operators_commands_have_memory_of_their_own(
+    production: Rendered, settings_of: Callable[..., Settings]
+) -> None:
+    budget = settings_of(production, production.operator).memory_budget_bytes
+    limits = production.operator["containers"][0]["resources"]["limits"]
+    assert _bytes(limits["memory"]) >= budget + BESIDE_THE_BUDGET
+
+
+def test_operators_commands_take_any_settings_that_consumers_may_have(
+    production: Rendered,
+    settings_of: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = production.one("ConfigMap", "tile-consumer-settings")["data"]
+    monkeypatch.setitem(given, "TILES_PREFETCH_COUNT", "87")
+    assert settings_of(production).prefetch_count == 87
+    settings_of(production, production.operator)
+
+
+def test_the_consumers_are_told_from_the_operators_pod(production: Rendered) -> None:
+    labels = production.one("Deployment", "tile-operator")["spec"]["template"]["metadata"]["labels"]
+    for kind in ("Service", "PodDisruptionBudget"):
+        selector = production.one(kind, NAME)["spec"]["selector"]
+        assert not selector.get("matchLabels", selector).items() <= labels.items()
+    reached = [p["spec"]["podSelector"]["matchLabels"] for p in production.all("NetworkPolicy")]
+    assert all(selector.items() <= labels.items() for selector in reached)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        each
+        for each in (GUIDE + RUNBOOK).splitlines()
+        if re.match(r"kubectl exec .*-- consumer", each)
+    ],
+)
+def test_commands_run_where_their_rights_are(line: str) -> None:
+    pod, command = re.match(r"kubectl exec (\S+) -- consumer (\w+)", line).groups()  # type: ignore[union-attr]
+    assert pod == ("POD" if command == "doctor" else "deployment/tile-operator")
+
+
+def test_the_label_that_the_guide_gives_for_prometheus_reaches_both_of_its_kinds(
+    tmp_path: Path,
+) -> None:
+    (shown,) = re.findall(r"```yaml\n(labels:.*?)```", GUIDE, re.DOTALL)
+    overlay = REPOSITORY / "deploy" / "kubernetes" / "overlays" / "production"
+    resources = {"resources": [os.path.relpath(overlay, tmp_path)]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(resources) + shown)
+    rendered = rendered_from(tmp_path)
+    for manifest in rendered.all("PodMonitor") + rendered.all("PrometheusRule"):
+        assert manifest["metadata"]["labels"]["release"] == "kube-prometheus-stack"
+    (selector,) = (m["spec"]["selector"] for m in rendered.all("PodMonitor"))
+    assert "release" not in selector["matchLabels"]
+
+
+def test_an_update_may_be_held_back_by_hand(overlay: Rendered) -> None:
+    # What a manifest says would win over `kubectl patch` at the next `kubectl apply`.
+    assert "updateStrategy" not in overlay.one("StatefulSet", NAME)["spec"]
 
 
 # --- The image

@@ -19,6 +19,7 @@ PURE = (
     "ledger",
     "ledger_format",
     "pace",
+    "placed",
     "placement",
     "runs",
     "stored",

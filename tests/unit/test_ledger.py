@@ -9,7 +9,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from consumer.coverage import Box
@@ -126,7 +126,6 @@ class Model:
             self.ledger = self.disk.load()
 
 
-@settings(deadline=None)
 @given(histories())
 def test_it_knows_of_each_block_what_was_filled(
     history: tuple[Header, list[tuple[str, BlockIndex, list[Box]]]],
@@ -144,7 +143,6 @@ def test_it_knows_of_each_block_what_was_filled(
         assert ledger.is_whole(index) == bits.all()
 
 
-@settings(deadline=None)
 @given(histories())
 def test_what_is_missing_is_all_the_rest_and_each_voxel_once(
     history: tuple[Header, list[tuple[str, BlockIndex, list[Box]]]],
@@ -158,7 +156,6 @@ def test_what_is_missing_is_all_the_rest_and_each_voxel_once(
     np.testing.assert_array_equal(times, ~model.bits)
 
 
-@settings(deadline=None)
 @given(histories())
 def test_what_is_filled_comes_block_by_block_and_nothing_else(
     history: tuple[Header, list[tuple[str, BlockIndex, list[Box]]]],
@@ -176,7 +173,6 @@ def test_what_is_filled_comes_block_by_block_and_nothing_else(
     assert model.ledger.filled_blocks == blocks
 
 
-@settings(deadline=None)
 @given(histories(), st.data())
 def test_a_box_is_covered_where_every_voxel_of_it_is_filled(
     history: tuple[Header, list[tuple[str, BlockIndex, list[Box]]]], data: st.DataObject
@@ -188,7 +184,6 @@ def test_a_box_is_covered_where_every_voxel_of_it_is_filled(
     assert model.ledger.covers(box) == model.bits[box.slices].all()
 
 
-@settings(deadline=None)
 @given(histories())
 def test_it_counts_blocks_and_voxels(
     history: tuple[Header, list[tuple[str, BlockIndex, list[Box]]]],
@@ -205,7 +200,6 @@ def test_it_counts_blocks_and_voxels(
     assert (ledger.percent == 100) == ledger.complete
 
 
-@settings(deadline=None)
 @given(histories())
 def test_a_loaded_ledger_is_the_one_that_was_saved(
     history: tuple[Header, list[tuple[str, BlockIndex, list[Box]]]],
@@ -469,7 +463,6 @@ def test_rows_that_a_tile_left_over_block_after_block_become_one_box() -> None:
     assert list(ledger.missing()) == [Box((7, 0), (10, 800))]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 5), min_size=1, max_size=5)
     .map(tuple)
@@ -493,7 +486,6 @@ def test_a_run_of_blocks_is_made_up_of_few_boxes(
     assert all(any(box.intersection(block) == block for box in boxes) for block in blocks)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=5).map(tuple), st.data())
 def test_the_number_of_a_block_tells_the_block(
     counts: tuple[int, ...], data: st.DataObject
@@ -558,7 +550,6 @@ def test_the_names_of_files_are_those_of_no_array() -> None:
     assert segment_number(f"{segment_name(7)}.damaged-x") is None
 
 
-@settings(deadline=None)
 @given(st.sampled_from(range(10**6)), st.integers(0, 7))
 def test_any_bit_that_flips_is_noticed(place: int, bit: int) -> None:
     for content, decode in FILES.values():

@@ -1,12 +1,18 @@
 """What the metrics of faults are taken from."""
 
 import math
+from contextlib import closing
+from pathlib import Path
 from typing import Any
+
+from flowing import FlowBench
 
 from consumer.announcer import Announcer
 from consumer.blocks import ArrayKey
+from consumer.errors import StorageFault
 from consumer.faults import Faults
 from consumer.metrics import Metrics
+from consumer.scratch import Scratch
 
 ARRAY, OTHER = ArrayKey("a.zarr", "x"), ArrayKey("b.zarr", "x")
 
@@ -20,7 +26,7 @@ def test_the_store_that_failed_first_counts() -> None:
     faults.note("b.zarr", now=40)
     faults.note("a.zarr", now=50)
     assert faults.longest(100, {"a.zarr", "b.zarr"}) == 90
-    faults.clear("a.zarr")
+    faults.note_opened("a.zarr")
     assert faults.longest(100, {"a.zarr", "b.zarr"}) == 60
 
 
@@ -28,6 +34,50 @@ def test_a_store_of_which_nothing_is_held_does_not_count() -> None:
     faults = Faults(30)
     faults.note("a.zarr", now=10)
     assert faults.longest(100, {"b.zarr"}) == 0
+
+
+def test_a_store_that_is_not_wanted_any_more_is_forgotten() -> None:
+    faults = Faults(30)
+    faults.note("a.zarr", now=10)
+    for now in range(11, 300):
+        faults.watch(now, {"a.zarr"})
+    # Given back, and delivered again at once.
+    assert faults.watch(320, set()) == 0
+    assert faults.watch(321, {"a.zarr"}) == 311
+    assert faults.watch(400, set()) == 0
+    assert faults.watch(401, {"a.zarr"}) == 0
+    assert not faults
+
+
+def test_only_a_write_shows_that_a_store_works_that_could_not_be_written() -> None:
+    faults = Faults(30)
+    faults.note("a.zarr", now=10, writing=True)
+    faults.note("a.zarr", now=20)
+    faults.note_opened("a.zarr")
+    assert faults.longest(100, {"a.zarr"}) == 90
+    assert faults.note_written("a.zarr")
+    assert not faults
+
+
+def test_a_store_that_opens_and_cannot_be_written_fails_for_as_long_as_that_lasts(
+    tmp_path: Path,
+) -> None:
+    with closing(Scratch(tmp_path, 1 << 20)) as scratch:
+        bench = FlowBench(tmp_path, scratch)
+        bench.failing[0, 0] = StorageFault("errno 5")
+        tile = {"stitch_coords": [0, 0], "crop_size": [4, 4]}
+        bench.deliver(1, tile)
+        for tag in range(2, 6):
+            while len(bench.given_up) < tag - 1:
+                bench.tick(5.0)
+            bench.deliver(tag, tile)
+        bench.tick(5.0)
+        assert bench.value("tiles_retrying_seconds") > 1700
+        bench.failing.clear()
+        while not bench.acknowledged:
+            bench.tick(5.0)
+        bench.tick(5.0)
+        assert bench.value("tiles_retrying_seconds") == 0
 
 
 # -- completions --------------------------------------------------------------------------------

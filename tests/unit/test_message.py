@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from wire_documents import STORE, counting, document, envelope, fields, span, tile, unchecked
 
 import consumer
-from consumer.contract import CONTENT_ENCODING, parse
+from consumer.contract import CONTENT_ENCODING, build, parse
 from consumer.coverage import Box
 from consumer.errors import (
     ChecksumMismatch,
@@ -37,10 +37,12 @@ from consumer.message import (
     Encoded,
     Envelope,
     Message,
+    Outline,
     check_kinds,
     decode,
     encode,
 )
+from consumer.placement import Layout
 
 DTYPES = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
 DTYPES += ["float16", "float32", "float64"]
@@ -103,7 +105,7 @@ def batches(draw: st.DrawFn) -> tuple[dict[str, Any], list[npt.NDArray[Any]], li
     return fields(**changes), tensors, wanted
 
 
-a_property = settings(deadline=None, max_examples=60)
+a_property = settings(max_examples=60)
 
 
 @a_property
@@ -601,7 +603,7 @@ edits = st.lists(
 
 
 @pytest.mark.parametrize(("given_envelope", "body"), GOOD_BODIES.values(), ids=GOOD_BODIES)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(changes=edits)
 def test_a_damaged_message_is_decoded_or_parked(
     given_envelope: Envelope, body: bytes, changes: list[tuple[int, int, bytes]]
@@ -625,7 +627,7 @@ def test_a_message_with_one_bit_flipped_anywhere_is_decoded_or_parked(
 
 
 @pytest.mark.parametrize("encoding", [None, "zstd"])
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(body=st.binary(max_size=300) | st.binary(max_size=50).map(lambda rest: SKIPPABLE[:4] + rest))
 def test_garbage_is_parked(encoding: str | None, body: bytes) -> None:
     with pytest.raises(ParkError):
@@ -658,7 +660,7 @@ some_fields = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(some_fields, st.lists(st.sampled_from([(1, 2, 3), (2, 3), (1, 1, 2, 3)]), max_size=2))
 def test_whatever_the_json_says_the_message_is_decoded_or_parked(
     changes: dict[str, Any], shapes: list[tuple[int, ...]]
@@ -810,3 +812,32 @@ def test_nothing_of_a_span_is_read_outside_the_body() -> None:
 
     with pytest.raises(Undecodable):
         decode(envelope(), body)
+
+
+def outline_of(shape: list[int], size: list[int]) -> Outline:
+    """Return the outline of a message of one fill tile."""
+    said = {"stitch_coords": [0, 0], "crop_size": size, "fill": 1}
+    entry = build({"store": "a.zarr", "array": "x", "axes": "YX", "shape": shape, "tiles": [said]})
+    return Outline(entry, (1,), (Box.of_shape(size),))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "shards", "said"),
+    [
+        ((1, 1), None, "262656 files of [1, 1] voxels; at most 262144"),
+        ((1, 1), (2, 2), "65792 blocks of [2, 2] voxels; at most 65536"),
+        ((1, 1), (64, 64), ""),
+        ((2, 2), None, ""),
+    ],
+    ids=str,
+)
+def test_a_message_touches_no_more_blocks_and_files_than_can_be_written_in_time(
+    chunks: tuple[int, int], shards: tuple[int, int] | None, said: str
+) -> None:
+    outline = outline_of([512, 513], [512, 513])
+    layout = Layout("YX", (512, 513), np.dtype("uint8"), chunks, shards)
+    if not said:
+        outline.check(layout)
+        return
+    with pytest.raises(TooLarge, match=re.escape(said)):
+        outline.check(layout)

@@ -141,7 +141,7 @@ def _by_blocks(case: Case) -> npt.NDArray[np.int64]:
 
 
 @pytest.mark.parametrize("axes", AXES)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_tiles_assembled_in_blocks_make_the_array_that_the_contract_defines(
     axes: str, data: st.DataObject
@@ -155,7 +155,7 @@ def test_tiles_assembled_in_blocks_make_the_array_that_the_contract_defines(
 
 arrays = st.lists(st.integers(1, 12), min_size=2, max_size=4).map(tuple)
 grids = arrays.flatmap(_grids)
-a_property = settings(deadline=None, max_examples=60)
+a_property = settings(max_examples=60)
 
 
 def _blocks(grid: Grid) -> list[Box]:

@@ -142,8 +142,9 @@ def test_a_refused_body_leaves_the_others_whole(scratch: Scratch, outcomes: Outc
 
 def test_a_scratch_of_no_size_refuses_every_body(tmp_path: Path, outcomes: Outcomes) -> None:
     scratch = Scratch(tmp_path, 0)
-    with pytest.raises(ScratchFull):
-        scratch.put(b"x", outcomes.written)
+    for size in (1, 0):
+        with pytest.raises(ScratchFull):
+            scratch.put(body(0, size), outcomes.written)
     scratch.close()
 
 
@@ -164,6 +165,17 @@ def test_clearing_makes_room_and_forgets(scratch: Scratch, outcomes: Outcomes) -
     scratch.get(outcomes.read)
     outcomes.wait(reads=1)
     assert outcomes.reads == [body(9, CAPACITY)]
+
+
+def test_what_comes_after_clearing_goes_where_bodies_have_lain(
+    scratch: Scratch, outcomes: Outcomes
+) -> None:
+    scratch.put(body(0, 300), outcomes.written)
+    scratch.clear()
+    assert scratch.put(body(1, 300), outcomes.written) == Stored(0, 300)
+    scratch.get(outcomes.read)
+    outcomes.wait(reads=1)
+    assert outcomes.reads == [body(1, 300)]
 
 
 def test_a_read_under_way_when_cleared_still_ends(scratch: Scratch, outcomes: Outcomes) -> None:

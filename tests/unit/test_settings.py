@@ -519,10 +519,10 @@ def test_the_replica_is_the_number_that_ends_a_pods_name(
     ("given", "count"),
     [
         ({}, 1000),
-        ({"partitions": "16"}, 68),
+        ({"partitions": "16"}, 64),
         ({"partitions": "16", "max_message_bytes": "1MiB"}, 1000),
         ({"partitions": "16", "prefetch_count": "20"}, 20),
-        ({"scratch_bytes": "0"}, 64),
+        ({"scratch_bytes": "0"}, 15),
         ({"partitions": "256", "scratch_bytes": "4GiB"}, 1),
     ],
 )

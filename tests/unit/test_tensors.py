@@ -40,7 +40,6 @@ def _bits(arrays: list[npt.NDArray[Any]]) -> list[tuple[np.dtype[Any], tuple[int
     return [(array.dtype, array.shape, array.tobytes()) for array in arrays]
 
 
-@settings(deadline=None)
 @given(some_arrays, some_metadata)
 def test_what_was_written_is_read_back(
     arrays: list[npt.NDArray[Any]], metadata: dict[str, str]
@@ -50,7 +49,6 @@ def test_what_was_written_is_read_back(
     assert _bits(found) == _bits(arrays)
 
 
-@settings(deadline=None)
 @given(some_arrays, some_metadata)
 def test_metadata_that_was_written_is_read_back(
     arrays: list[npt.NDArray[Any]], metadata: dict[str, str]
@@ -58,7 +56,6 @@ def test_metadata_that_was_written_is_read_back(
     assert tensors.read(tensors.write(arrays, metadata))[1] == metadata
 
 
-@settings(deadline=None)
 @given(some_arrays)
 def test_what_the_library_wrote_is_read(arrays: list[npt.NDArray[Any]]) -> None:
     body = safetensors.numpy.save({str(i): array for i, array in enumerate(arrays)})
@@ -66,7 +63,6 @@ def test_what_the_library_wrote_is_read(arrays: list[npt.NDArray[Any]]) -> None:
     assert _bits(tensors.read(body)[0]) == _bits(arrays)
 
 
-@settings(deadline=None)
 @given(some_arrays)
 def test_the_library_reads_what_was_written(arrays: list[npt.NDArray[Any]]) -> None:
     found = safetensors.numpy.load(tensors.write(arrays, {"tiles": "{}"}))
@@ -289,7 +285,7 @@ any_header = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=250)
+@settings(max_examples=250)
 @given(any_header | json_values, st.binary(max_size=40))
 def test_any_header_gives_views_into_the_body_or_a_reason_to_park(header: Any, data: bytes) -> None:
     body = document(header, data)
@@ -301,7 +297,7 @@ def test_any_header_gives_views_into_the_body_or_a_reason_to_park(header: Any, d
     assert sum(array.nbytes for array in found) == len(data)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_any_bytes_give_a_document_without_tensors_or_a_reason_to_park(body: bytes) -> None:
     try:
