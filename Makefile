@@ -90,7 +90,7 @@ scale: ## Many replicas on many partitions, on one broker and on three; ARGS="--
 test-brokers: ## Test on RabbitMQ 4.0 and 4.3; takes root. SUITES="trixie sid", QUICK=1 for less.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)
 	@deploy/scripts/setup-rabbitmq
-	@deploy/scripts/test-brokers $(or $(SUITES),trixie sid)
+	@SIDE_BY_SIDE="$(SIDE_BY_SIDE)" deploy/scripts/test-brokers $(or $(SUITES),trixie sid)
 
 lint: ## Check style and types.
 	@deploy/scripts/setup-python .venv dev $(PYTHON)

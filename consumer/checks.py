@@ -186,18 +186,13 @@ class _Broker:
 
         Only then is it declared: RabbitMQ compares the arguments, and changes nothing.
         """
-        declares = self._settings.declare_topology
         what = f"{type(thing).__name__.lower()} {thing.name}"
         reply = channels.declared(thing, passive=True)
-        if reply.code == NOT_FOUND:
-            if declares:
-                said = f"there is no {what} yet"
-                return Finding.warning("topology", said, "start `consumer run`, which declares it")
-            remedy = "declare it, or set TILES_DECLARE_TOPOLOGY=true"
-            return Finding.failed("topology", f"there is no {what}", remedy)
+        if reply.code in (NOT_FOUND, FORBIDDEN):
+            return self._unseen(what, reply)
         if not reply.code:
             reply = channels.declared(thing, passive=False)
-        if reply.code == FORBIDDEN and not declares:
+        if reply.code == FORBIDDEN and not self._settings.declare_topology:
             said = f"{what} is there; its arguments are compared only for who may configure it"
             return Finding.unknown("topology", said)
         if reply.code == FORBIDDEN:
@@ -208,6 +203,17 @@ class _Broker:
             remedy = "set what it names as it is, or delete it while empty and have it declared"
             return Finding.failed("topology", reply.words, remedy)
         return None
+
+    def _unseen(self, what: str, reply: Reply) -> Finding:
+        if reply.code == FORBIDDEN:
+            remedy = "give it any right to that, which RabbitMQ 4.3 asks for (4.2.6: to configure)"
+            said = f"user {self._user()!r} may not see whether {what} is there: {reply.words}"
+            return Finding.failed("topology", said, remedy)
+        if self._settings.declare_topology:
+            said = f"there is no {what} yet"
+            return Finding.warning("topology", said, "start `consumer run`, which declares it")
+        remedy = "declare it, or set TILES_DECLARE_TOPOLOGY=true"
+        return Finding.failed("topology", f"there is no {what}", remedy)
 
     def _depths(self, channels: Channels) -> str:
         queues = self._wanted.queues

@@ -45,10 +45,13 @@ def _rights(wanted: Topology) -> dict[str, dict[str, str]]:
     parking = re.escape(wanted.parking.name)
     # Each producer declares a queue of its own, with a random name.
     heard = f"{re.escape(completions_queue(wanted.tiles.name))}\\."
-    # Of any number of partitions: so another needs no other rights.
-    partitions = rf"^{tiles}\.(00|[0-9]+\.[0-9]+)$"
+    # To look whether a thing is there takes a right to it since RabbitMQ 4.3: of those that are not
+    # needed for more than that, what hands out no message, and takes none.
+    written = f"^({parking}|{events}|{re.escape(wanted.parked.name)})$"
+    # Exchanges and queues of any number of partitions: so another needs no other rights.
+    read = rf"^{tiles}(\.(00|[0-9]+(\.[0-9]+)?))?$"
     return {
-        CONSUMER: _may(write=f"^({parking}|{events})$", read=partitions),
+        CONSUMER: _may(write=written, read=read),
         PRODUCER: _may(
             configure=f"^{heard}", write=f"^({tiles}$|{heard})", read=f"^({events}$|{heard})"
         ),

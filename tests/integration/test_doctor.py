@@ -23,6 +23,7 @@ from consumer.testing import RabbitMQ, free_port
 from consumer.topology import topology
 from faults import SlowDisk
 from harness import Channel
+from scale.brokers import version
 
 LIMIT = 2 << 20
 
@@ -188,7 +189,8 @@ def test_an_exchange_of_another_type_is_told(producer: Channel, tmp_path: Path) 
 
 RIGHTS = {
     "guest": (".*", ".*", ".*"),
-    "least": ("^$", r"^tiles\.(parking|events)$", r"^tiles\.00$"),
+    "least": ("^$", r"^tiles\.(parking|events|parked)$", r"^tiles(\.00)?$"),
+    "blind": ("^$", r"^tiles\.(parking|events)$", r"^tiles\.00$"),
     "mute": ("^$", r"^tiles\.events$", ".*"),
     "deaf": ("^$", ".*", r"^tiles\.parked$"),
 }
@@ -246,6 +248,17 @@ def test_a_right_that_is_missing_is_told(
     assert (report.code, report.failed()) == (1, ["permissions"])
     assert f"user '{name}' {act}" in report.said("permissions")
     assert f"give it the right to {right} that" in report.said("permissions")
+
+
+def test_what_the_user_may_not_see_is_told(strict: RabbitMQ, tmp_path: Path) -> None:
+    report = as_user(strict, tmp_path, "blind")
+    if tuple(map(int, version(strict).split(".")[:2])) < (4, 3):
+        assert (report.code, report.verdicts("topology")) == (0, ["unknown"] * 5)
+        return
+    assert (report.code, report.failed()) == (1, ["topology"] * 2)
+    for what in "exchange tiles", "queue tiles.parked":
+        assert f"user 'blind' may not see whether {what} is there" in report.said("topology")
+    assert "give it any right to that" in report.said("topology")
 
 
 def test_who_is_to_declare_and_may_not_is_told(strict: RabbitMQ, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_what_the_broker_itself_dead_letters_is_seen_in_the_parking_queue(
     while producer.depth(parking) == 0:
         method, _, _ = next(deliveries)
         if method is not None:
-            producer.channel.basic_nack(method.delivery_tag, requeue=True)
+            producer.channel.basic_reject(method.delivery_tag, requeue=True)
     producer.channel.cancel()
     with make_consumer(delivery_limit=limit) as consumer:
         wait_until(lambda: consumer.metrics()[PARKED] == 1, lambda: f"{consumer.metrics()}")

@@ -45,7 +45,12 @@ def test_it_has_every_thing_and_binding_of_the_topology_in_order() -> None:
 @pytest.mark.parametrize(
     ("user", "configure", "write", "read"),
     [
-        (CONSUMER, set(), {"tiles.parking", "tiles.events"}, PARTITION_QUEUES | OTHERS),
+        (
+            CONSUMER,
+            set(),
+            {"tiles.parking", "tiles.events", "tiles.parked"},
+            {"tiles", f"tiles.{PARTITIONS}"} | PARTITION_QUEUES | OTHERS,
+        ),
         (PRODUCER, HEARD, {"tiles"} | HEARD, {"tiles.events"} | HEARD),
         (OPERATOR, EVERYTHING | OTHERS, EVERYTHING | OTHERS, EVERYTHING | OTHERS),
         (MONITOR, set(), set(), set()),
