@@ -27,7 +27,8 @@ _FIRST_VERSION = (3, 10, 0)
 _PRODUCTION_VERSION = (4, 1, 2)
 _HANGING_VERSIONS = (4, 3, 0), (4, 3, 5)
 _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\d+)")
-_USE = "use 4.1.2 or newer, but not 4.3.0 to 4.3.5"
+_BLINDING_VERSION = (4, 2, 6)
+_USE = "use 4.1.2 or newer, but not 4.2.6, nor 4.3.0 to 4.3.5"
 _REMEDY = "see whether RabbitMQ and the network to it are well"
 _WORD = "doctor"
 
@@ -57,6 +58,9 @@ def version(check: str, product: str, text: str) -> Finding:
     if _HANGING_VERSIONS[0] <= number <= _HANGING_VERSIONS[1]:
         said += ": a queue with a single active consumer can hang"
         return Finding.failed(check, said, "use 4.3.6 or newer, or 4.1.2 to 4.2")
+    if number == _BLINDING_VERSION:
+        said += ": who may not configure a thing cannot see that it is there"
+        return Finding.warning(check, said, _USE)
     if number < _FIRST_VERSION:
         return Finding.failed(check, f"{said} is too old", _USE)
     if number < _PRODUCTION_VERSION:

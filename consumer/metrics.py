@@ -75,7 +75,7 @@ class Metrics:
         )
         self.reconnects = self._counter(
             "reconnects",
-            "Connections lost or refused, and channels of partitions lost.",
+            "Connections lost or refused.",
             "connection",
         )
         self.resubscribed = self._counter(
@@ -116,6 +116,9 @@ class Metrics:
             "Age of the oldest delivery held.",
             "partition",
         )
+        self.channels_lost = self._counter(
+            "partition_channels_lost", "Channels that were closed or given up.", "partition"
+        )
         self.parking_waiting = self._gauge(
             "parking_queue_messages",
             "Messages that wait in the parking queue, as the broker last said; NaN: unknown.",
@@ -125,6 +128,7 @@ class Metrics:
             self.partition_waiting.labels(partition=partition).set(math.nan)
             self.partition_last_delivery.labels(partition=partition)
             self.partition_oldest_seconds.labels(partition=partition)
+            self.channels_lost.labels(partition=partition)
 
     def _add_faults(self) -> None:
         self.fenced = self._counter(
@@ -166,7 +170,7 @@ class Metrics:
             self.held_bytes.labels(kind=kind)
         for operation in ("write", "open", "park", "announce", "lone"):
             self.retries.labels(operation=operation)
-        for connection in ("consume", "publish", "partition"):
+        for connection in ("consume", "publish"):
             self.reconnects.labels(connection=connection)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -190,7 +190,7 @@ class Subscription:
                     "wait_s": round(wait, 2),
                 },
             )
-        self._metrics.reconnects.labels(connection="partition").inc()
+        self._metrics.channels_lost.labels(partition=self._partition.label).inc()
         self._loop.call_later(wait, partial(self._again, self._connection))
 
     def _lose(self) -> None:

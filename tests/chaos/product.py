@@ -28,7 +28,7 @@ WRITER_LOST = 2
 LAST_ACKNOWLEDGED = "tiles_last_acknowledged_timestamp_seconds"
 OLDEST_HELD = "tiles_partition_oldest_unacknowledged_seconds"
 LOST_CONNECTIONS = 'tiles_reconnects_total{connection="consume"}'
-LOST_CHANNELS = 'tiles_reconnects_total{connection="partition"}'
+LOST_CHANNELS = "tiles_partition_channels_lost_total"
 # It is given to an array that is opened.
 LEDGER_ATTRIBUTE = LEDGER_ID
 

@@ -17,7 +17,7 @@ from scale.brokers import version
 PLAIN = (("chunks", [1, 64, 64]),)
 COUNT = 4
 RECONNECTS = 'tiles_reconnects_total{connection="consume"}'
-CHANNELS = 'tiles_reconnects_total{connection="partition"}'
+CHANNELS = 'tiles_partition_channels_lost_total{partition="01"}'
 ACKNOWLEDGED = "tiles_deliveries_acknowledged_total"
 
 

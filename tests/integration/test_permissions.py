@@ -217,8 +217,9 @@ def asked_by_the_autoscaler(strict: Strict, user: str) -> set[str]:
         if manifest["kind"] == "ScaledObject"
     )
     # As its scaler asks over HTTP (pkg/scalers/rabbitmq_scaler.go).
-    asked = {"page": 1, "page_size": 100, "use_regex": "true", "pagination": "false"}
-    query = urllib.parse.urlencode(asked | {"name": trigger["metadata"]["queueName"]})
+    wanted = trigger["metadata"]
+    asked = {"page": 1, "page_size": wanted["pageSize"], "name": wanted["queueName"]}
+    query = urllib.parse.urlencode(asked | {"use_regex": "true", "pagination": "false"})
     request = urllib.request.Request(
         f"http://127.0.0.1:{strict.management}/api/queues/%2F?{query}",
         headers={

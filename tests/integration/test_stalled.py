@@ -71,7 +71,9 @@ def test_a_stalled_subscription_is_renewed(
         wait_done(process, producer)
         metrics = process.metrics()
         assert metrics[RESUBSCRIBED] == told(process) == 1
-        assert metrics['tiles_reconnects_total{connection="partition"}'] == (0 if answered else 1)
+        assert metrics['tiles_partition_channels_lost_total{partition="00"}'] == (
+            0 if answered else 1
+        )
         assert process.stop() == 0
     assert oracle.wrong(tmp_path / "root") == 0
 

@@ -16,6 +16,8 @@ VERSIONS = {
     "4.1.1": Verdict.WARNING,
     "4.1.2": Verdict.OK,
     "4.2.0": Verdict.OK,
+    "4.2.6": Verdict.WARNING,
+    "4.2.7": Verdict.OK,
     "4.3.0-rc.1": Verdict.FAILED,
     "4.3.0": Verdict.FAILED,
     "4.3.5": Verdict.FAILED,
