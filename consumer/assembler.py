@@ -127,8 +127,9 @@ class Assembler:
             block = self._with_buffer(held, piece.block)
             if block is None:
                 return False
-            block.put(tile, piece, delivery)
+            # Noted first, so that no block is left over where memory runs out.
             held.blocks[block.key] = None
+            block.put(tile, piece, delivery)
             held.pending = next(held.pieces, None)
             self._note_complete(block)
         return True

@@ -142,13 +142,15 @@ class Broker:
             subscription = self._of(delivery.id.channel)
             done(subscription is not None and subscription.reject(delivery.id.tag))
             return
-        event = parked_event(properties)
+        event, channel = parked_event(properties), delivery.id.channel
 
         def parked(confirmed: bool) -> None:
+            if confirmed and self._of(channel) is not None:
+                self._tell(event, done, comes_again_on=channel)
+                return
             if confirmed:
-                self.announce(event, done)
-            else:
-                done(False)
+                self._tell(event, lambda _taken: None)
+            done(False)
 
         copy = Letter(
             "park",
@@ -157,17 +159,23 @@ class Broker:
             body,
             properties,
             parked,
-            comes_again_on=delivery.id.channel,
+            comes_again_on=channel,
             identity=event.parking_id,
         )
         self.round_trip(
-            delivery.id.channel,
+            channel,
             lambda shown: self._outgoing.publish(copy) if shown else done(False),
         )
 
     def announce(self, event: Event, done: Callable[[bool], None]) -> None:
         """Publish an event; `done` is told when the broker has taken it."""
-        self._outgoing.announce(event, self._topology.events.name, done)
+        self._tell(event, done)
+
+    def _tell(
+        self, event: Event, done: Callable[[bool], None], comes_again_on: int | None = None
+    ) -> None:
+        exchange = self._topology.events.name
+        self._outgoing.announce(event, exchange, done, comes_again_on=comes_again_on)
 
     def round_trip(self, channel: int, done: Callable[[bool], None]) -> None:
         """Ask the broker something; `done` is told whether it answered before the channel ended."""
@@ -238,7 +246,7 @@ class Broker:
 
     def _channel_lost(self, channel: int) -> None:
         self._round_trips.channel_lost(channel)
-        self._outgoing.drop_waiting(channel)
+        self._outgoing.give_up(channel)
         if self._receiver is not None:
             self._receiver.channel_lost(channel)
 

@@ -125,10 +125,11 @@ class Condemned:
         """Give blocks another chance."""
         self._blocks = {key: found for key, found in self._blocks.items() if found[0] > now}
 
-    def check(self, array: ArrayKey, grid: Grid, boxes: Iterable[Box]) -> None:
-        """Raise the block's error where one of the boxes touches such a block."""
+    def error(self, array: ArrayKey, grid: Grid, boxes: Iterable[Box]) -> ParkError | None:
+        """Return the block's error where one of the boxes touches such a block."""
         touched = [grid.touched(box) for box in boxes] if self._blocks else []
         for key, (_until, error) in self._blocks.items():
             block = Box(key.block, tuple(i + 1 for i in key.block))
             if key.array == array and any(blocks.intersection(block) for blocks in touched):
-                raise error
+                return error
+        return None

@@ -98,8 +98,16 @@ class Inbox:
 
     def _fits(self, nbytes: int) -> bool:
         """Whether a body may be in memory: one that is over every limit, to be parked, if alone."""
-        free = self._budget.free_for_bodies - self._reserve
+        free = self._budget.free_for_bodies - max(0, self._reserve - self._decoded)
         return nbytes <= free or not self._budget.held["bodies"]
+
+    @property
+    def _decoded(self) -> int:
+        """Bytes of the head, decompressed, for which room is kept."""
+        head = self._queue[0] if self._queue else None
+        if head is None or head.message is None or not head.delivery.envelope.content_encoding:
+            return 0
+        return head.message.nbytes
 
     def __len__(self) -> int:
         return len(self._queue)

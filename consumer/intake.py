@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from consumer.assembler import Assembler
-from consumer.blocks import StoredArray
+from consumer.blocks import ArrayKey, StoredArray
 from consumer.errors import ParkError, Unexpected
 from consumer.faults import Condemned
 from consumer.handles import Handle, Handles
@@ -111,7 +111,9 @@ class Intake:
         if handle.array is None or handle.renewing:
             return self._waits(handle, held)
         try:
-            if self._begins_run(handle, handle.array, outline):
+            condemned = self._condemned_by(handle.key, handle.array, outline)
+            # A message that is parked begins no run, and binds nothing.
+            if condemned is None and self._begins_run(handle, outline):
                 self._handles.renew(handle)
                 self._assembler.finish(handle.key)
                 return self._waits(handle, held)
@@ -121,7 +123,8 @@ class Intake:
             # Somebody may have changed the array since it was opened.
             self._handles.close(handle)
             return self._waits(handle, held)
-        self._condemned.check(handle.key, handle.array.layout.grid, outline.boxes)
+        if condemned is not None:
+            raise condemned
         held.placing = True
         self._metrics.tiles.inc(len(message.tiles))
         done = self._assembler.add(
@@ -150,10 +153,16 @@ class Intake:
         self._inbox.note_decoded(held, message)
         return message
 
-    def _begins_run(self, handle: Handle, array: StoredArray, outline: Outline) -> bool:
-        """Check a message against its array; claim that, or return whether another run begins."""
+    def _condemned_by(
+        self, key: ArrayKey, array: StoredArray, outline: Outline
+    ) -> ParkError | None:
+        """Check a message against its array, and return what its blocks have against it."""
         array.check(outline.entry)
         outline.check(array.layout)
+        return self._condemned.error(key, array.layout.grid, outline.boxes)
+
+    def _begins_run(self, handle: Handle, outline: Outline) -> bool:
+        """Claim the array for a message, or return whether another run begins."""
         if self._replaces_runs and is_new_run(outline.entry.run, handle.run, handle.replaced):
             return True
         handle.claim(outline)

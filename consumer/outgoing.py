@@ -5,6 +5,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pika
@@ -38,6 +39,8 @@ class Letter:
         Of a message that must find a queue: also its header `x-tiles-parking-id`.
     alone : bool
         Whether it was lost with others and may be the one that the broker refuses.
+    given_up : bool
+        Whether it is not to be sent again, should it have to.
     done : callable
         Told whether the broker has taken the message.
     """
@@ -52,6 +55,7 @@ class Letter:
     identity: str = ""
     returned: bool = False
     alone: bool = False
+    given_up: bool = False
 
 
 class Outgoing:
@@ -68,6 +72,7 @@ class Outgoing:
         self._metrics = metrics
         self._waiting: deque[Letter] = deque()
         self._unconfirmed: OrderedDict[int, Letter] = OrderedDict()
+        self._later: dict[Letter, None] = {}
         self._channel: Channel | None = None
         self._published = 0
         self.connection = Connection(
@@ -85,7 +90,14 @@ class Outgoing:
         self._waiting.append(letter)
         self._advance()
 
-    def announce(self, event: Event, exchange: str, done: Callable[[bool], None]) -> None:
+    def announce(
+        self,
+        event: Event,
+        exchange: str,
+        done: Callable[[bool], None],
+        *,
+        comes_again_on: int | None = None,
+    ) -> None:
         """Publish an event."""
         properties = pika.BasicProperties(
             content_type=CONTENT_TYPE,
@@ -96,15 +108,32 @@ class Outgoing:
             timestamp=int(time.time()),
         )
         body = event.model_dump_json(exclude_none=True).encode()
-        self.publish(Letter("announce", exchange, event.routing_key, body, properties, done))
+        self.publish(
+            Letter(
+                "announce",
+                exchange,
+                event.routing_key,
+                body,
+                properties,
+                done,
+                comes_again_on=comes_again_on,
+            )
+        )
 
-    def drop_waiting(self, channel: int) -> None:
-        """Let go of what was not sent yet and is asked for again, since a channel was lost."""
-        waiting, self._waiting = self._waiting, deque()
-        self._waiting.extend(letter for letter in waiting if letter.comes_again_on != channel)
-        for letter in waiting:
-            if letter.comes_again_on == channel:
-                letter.done(False)
+    def give_up(self, channel: int) -> None:
+        """Send no more of what is asked for again, since a channel was lost.
+
+        What is under way may be taken all the same, and its `done` is told so.
+        """
+        for letter in self._unconfirmed.values():
+            letter.given_up |= letter.comes_again_on == channel
+        unsent = [x for x in (*self._waiting, *self._later) if x.comes_again_on == channel]
+        for letter in unsent:
+            letter.given_up = True
+        self._waiting = deque(x for x in self._waiting if not x.given_up)
+        self._later = {x: None for x in self._later if not x.given_up}
+        for letter in unsent:
+            letter.done(False)
 
     def _opened(self, channel: Channel) -> None:
         channel.add_on_return_callback(self._on_return)
@@ -122,7 +151,7 @@ class Outgoing:
         lost = list(self._unconfirmed.values())
         self._unconfirmed.clear()
         for letter in reversed(lost):
-            if letter.alone:
+            if letter.alone or letter.given_up:
                 self._again(letter)
             else:
                 letter.alone = True
@@ -179,5 +208,14 @@ class Outgoing:
                 "returned": letter.returned,
             },
         )
+        if letter.given_up:
+            letter.done(False)
+            return
         self._metrics.retries.labels(operation=letter.operation).inc()
-        self._loop.call_later(self._settings.reconnect_max_s / 4, lambda: self.publish(letter))
+        self._later[letter] = None
+        self._loop.call_later(self._settings.reconnect_max_s / 4, partial(self._retry, letter))
+
+    def _retry(self, letter: Letter) -> None:
+        if letter in self._later:
+            del self._later[letter]
+            self.publish(letter)

@@ -32,6 +32,8 @@ class FlowBench:
     ----------
     opened
         What the next openings find: what the array is bound to, or an error. The last one stays.
+    openings
+        The run of each message that an array was opened for.
     in_the_way
         By array, what its openings end with.
     failing
@@ -50,6 +52,7 @@ class FlowBench:
         self.layout = Layout("YX", (side, 2 * side), np.dtype("uint16"), (side, side), (side, side))
         self.now = 1000.0
         self.opened: list[dict[str, Any] | ConsumerError] = [{}]
+        self.openings: list[str | None] = []
         self.in_the_way: dict[str, ConsumerError] = {}
         self.failing: dict[tuple[int, ...] | str, ConsumerError] = {}
         self.written: list[tuple[int, ...]] = []
@@ -134,6 +137,7 @@ class FlowBench:
 
     def open(self, outline: Outline, _most: int, done: Callable[..., None], **_as: object) -> None:
         key = key_of(outline)
+        self.openings.append(outline.entry.run)
         found: dict[str, Any] | ConsumerError
         if key.path in self.in_the_way:
             found = self.in_the_way[key.path]

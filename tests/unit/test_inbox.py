@@ -65,6 +65,18 @@ def test_as_many_bodies_as_settings_count_on_find_room(
             inbox.put(_held(most), bytes(RESERVE))
 
 
+def test_a_decompressed_head_takes_the_room_that_is_kept_for_it() -> None:
+    inbox, _ = _inbox(capacity=0)
+    head = _held(1, encoding="zstd")
+    inbox.put(head, bytes(RESERVE // 2))
+    message: Any = SimpleNamespace(
+        nbytes=RESERVE, outline=None, entry=SimpleNamespace(sent_ms=None), tiles=()
+    )
+    inbox.note_decoded(head, message)
+    inbox.put(_held(2), bytes(RESERVE // 2))
+    assert len(inbox) == 2
+
+
 def _inbox(capacity: int = 10_000) -> tuple[Inbox, Budget]:
     budget = Budget(BUDGET)
     failures: list[str] = []
@@ -79,9 +91,9 @@ def _inbox(capacity: int = 10_000) -> tuple[Inbox, Budget]:
     return inbox, budget
 
 
-def _held(tag: int, channel: int = 1) -> Held:
+def _held(tag: int, channel: int = 1, encoding: str | None = None) -> Held:
     properties = SimpleNamespace(message_id=None)
-    envelope = Envelope("a.zarr", "tiles.v1", None)
+    envelope = Envelope("a.zarr", "tiles.v1", None, encoding)
     return Held(Delivery(DeliveryId(channel, tag), envelope, properties, 0), 0.0)
 
 

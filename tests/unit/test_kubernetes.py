@@ -542,7 +542,9 @@ def test_the_guide_and_the_definitions_have_productions_number_of_partitions(
     count = settings_of(production).partitions
     queues = {queue["name"] for queue in DEFINITIONS["queues"]} - {"tiles.parked"}
     assert queues == {queue.name for queue in topology(settings_of(production)).partitions}
-    assert {int(n) for n in re.findall(r"--from (\d+)", GUIDE)} == {count}
+    changed = GUIDE[GUIDE.index("## Changing the number of partitions") :]
+    (more,) = set(re.findall(r"From \d+ to (\d+)", changed))
+    assert {int(n) for n in re.findall(r"--from (\d+)", GUIDE)} == {count, int(more)}
     named = re.findall(r"--partitions (\d+)\b(?! --from)", GUIDE)
     assert {int(n) for n in named} == {count}
 

@@ -116,3 +116,37 @@ def test_a_refused_message_is_tried_again_with_nothing_beside_it(
         broker.run()
     assert done == ["good"] * 50
     assert set(broker.taken.values()) == {1}
+
+
+@pytest.mark.parametrize("refused_first", [True, False])
+def test_what_comes_again_is_not_sent_for_a_channel_that_was_lost(
+    monkeypatch: pytest.MonkeyPatch, refused_first: bool
+) -> None:
+    broker, done = RefusingBroker(monkeypatch), list[bool]()
+    refused = letter("refused", done.append)
+    refused.comes_again_on = 1
+    broker.outgoing.publish(refused)
+    if refused_first:
+        broker.run()
+    broker.outgoing.give_up(2)
+    assert done == []
+    broker.outgoing.give_up(1)
+    broker.run()
+    for act in broker.later:
+        act()
+    lost = broker.lost
+    broker.run()
+    assert done == [False]
+    assert broker.lost == lost
+
+
+def test_what_was_sent_before_the_channel_was_lost_is_told_as_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broker, done = RefusingBroker(monkeypatch), list[bool]()
+    good = letter("good", done.append)
+    good.comes_again_on = 1
+    broker.outgoing.publish(good)
+    broker.outgoing.give_up(1)
+    broker.run()
+    assert done == [True]

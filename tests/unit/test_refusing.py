@@ -9,7 +9,7 @@ import pytest
 from flowing import KEY, LIMIT, FlowBench
 
 from consumer import intake
-from consumer.blocks import DeliveryId
+from consumer.blocks import Block, DeliveryId
 from consumer.budget import max_block_bytes
 from consumer.coverage import Box
 from consumer.errors import (
@@ -29,6 +29,7 @@ assert 4 * max_block_bytes(LIMIT) < 5 * LARGE * LARGE * 2 <= 5 * max_block_bytes
 FIRST, SECOND = DeliveryId(1, 1), DeliveryId(1, 2)
 CORNER = {"stitch_coords": [0, 0], "crop_size": [1, 1]}
 WHOLE_BLOCK = {"stitch_coords": [0, 0], "crop_size": [4, 4]}
+OTHER_BLOCK = {"stitch_coords": [0, 4], "crop_size": [4, 4]}
 BOTH_BLOCKS = {"stitch_coords": [0, 0], "crop_size": [4, 8]}
 
 
@@ -143,6 +144,55 @@ def test_a_message_for_which_memory_ran_out_half_way_is_placed_from_the_start(
     bench.tick(1.0)
     assert (bench.parked, bench.acknowledged) == ([], [FIRST])
     assert set(bench.written) == {(0, 0), (0, 1)}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_block_for_which_memory_ran_out_is_nobodys_once_its_delivery_is_gone(
+    bench: FlowBench, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    whole = Block.put
+
+    def put(*given: Any) -> None:
+        if when == "after":
+            whole(*given)
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Block, "put", put)
+        bench.deliver(1, CORNER)
+        bench.flow.channel_lost(1)
+    assert bench.flow.assembler.open_blocks == 0
+    bench.deliver(2, WHOLE_BLOCK, channel=2)
+    bench.tick(1.0)
+    assert (bench.acknowledged, bench.flow.drained) == ([DeliveryId(2, 2)], True)
+
+
+def test_a_message_that_is_parked_for_its_block_begins_no_run(
+    tmp_path: Path, scratch: Scratch
+) -> None:
+    bench = FlowBench(tmp_path, scratch, on_new_run="replace")
+    bench.failing[0, 0] = DamagedBlock("what is stored cannot be decoded")
+    bench.deliver(1, WHOLE_BLOCK, run="first")
+    assert bench.requeued == [FIRST]
+    bench.deliver(2, WHOLE_BLOCK, run="second")
+    assert bench.parked == ["damaged_block"]
+    bench.deliver(3, OTHER_BLOCK, run="first")
+    bench.tick(1.0)
+    assert (bench.openings, bench.parked) == (["first"], ["damaged_block"])
+    assert bench.acknowledged == [SECOND, DeliveryId(1, 3)]
+
+
+def test_a_message_that_is_parked_for_its_block_binds_no_array(bench: FlowBench) -> None:
+    bench.failing[0, 0] = DamagedBlock("what is stored cannot be decoded")
+    bench.deliver(1, WHOLE_BLOCK, run="first")
+    bench.flow.channel_lost(1)
+    bench.opened = [StorageFault("away"), {}]
+    bench.deliver(2, WHOLE_BLOCK, channel=2, run="first")
+    bench.deliver(3, OTHER_BLOCK, channel=2, run="second")
+    for _ in range(5):
+        bench.tick(1.0)
+    assert bench.parked == ["damaged_block"]
+    assert bench.written == [(0, 1)]
 
 
 def test_what_is_left_of_an_array_is_not_waited_for_while_others_of_its_store_are_written(
