@@ -546,7 +546,7 @@ def test_the_guide_and_the_definitions_have_productions_number_of_partitions(
     (more,) = set(re.findall(r"From \d+ to (\d+)", changed))
     assert {int(n) for n in re.findall(r"--from (\d+)", GUIDE)} == {count, int(more)}
     named = re.findall(r"--partitions (\d+)\b(?! --from)", GUIDE)
-    assert {int(n) for n in named} == {count}
+    assert {int(n) for n in named} == {count, int(more)}
 
 
 def test_the_guide_and_the_runbook_name_users_that_the_definitions_make() -> None:
