@@ -177,9 +177,12 @@ class ReadableArray(StoredArray):
     def _decoding(self, box: Box) -> Iterator[None]:
         try:
             yield
-        except OSError:
+        except MemoryError:
             raise
         except Exception as error:
+            # Decoders raise those without a number, for what they cannot decode.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             raise DamagedBlock(
                 f"{self.key.store}/{self.key.path}: what is stored in {box.start} to {box.stop} "
                 f"cannot be decoded ({type(error).__name__}: {error}); remove or restore its files"
@@ -326,9 +329,13 @@ def _open(
     try:
         source = MemoryStore({metadata_key(path): unmade[path]}) if unmade else store.reader
         return zarr.open(source, path=path, mode="r")
-    except OSError:
+    except MemoryError:
         raise
     except Exception as error:
+        # zarr does not find what it does not know, and gives no number then.
+        unknown = getattr(error, "errno", None) is None and _stamp(store.path / path) is not None
+        if isinstance(error, OSError) and not unknown:
+            raise
         raise ArrayMismatch(
             f"{store.key}/{path}: its metadata cannot be read ({type(error).__name__}: {error})"
         ) from error

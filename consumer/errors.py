@@ -283,11 +283,11 @@ def from_os_error(error: OSError, *, root_writable: bool) -> ConsumerError:
         return UnsafePath(f"no file can be written there: {what}")
     if error.errno in _NOT_PERMITTED and root_writable:
         return StoreNotWritable(f"the store refuses writing, the output root does not: {what}")
+    if error.errno == errno.EXDEV and root_writable:
+        return StoreNotWritable(
+            f"the store is on another file system than the output root, so no file can be moved "
+            f"into place in one step; make it a folder of the root's own: {what}"
+        )
     if error.errno == errno.ENOENT:
         return StoreRemoved(f"removed while in use: {what}")
-    if error.errno == errno.EXDEV:
-        return UnusableRoot(
-            f"{what}: the output root spans file systems, so no file can be moved into place "
-            "in one step; give TILES_OUTPUT_ROOT a folder on one file system"
-        )
     return StorageFault(what)

@@ -26,6 +26,8 @@ def stored_layout(where: str, array: AnyArray) -> Layout:
         raise ArrayMismatch(f"{where}: a regular chunk grid is wanted ({error})") from error
     if dtype.kind not in "biuf":
         raise ArrayMismatch(f"{where}: the stored dtype {dtype} is not one that tiles can have")
+    if 0 in array.shape:
+        raise ArrayMismatch(f"{where}: there is no room for a tile in shape {list(array.shape)}")
     return Layout(_stored_axes(array), tuple(array.shape), dtype.newbyteorder("="), chunks, shards)
 
 

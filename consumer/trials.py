@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from consumer.errors import StorageFault
 from consumer.files import (
     despite_races,
     listed,
@@ -54,6 +55,43 @@ def sweep(paths: Iterable[Path], beside: Path) -> None:
 def probe(root: Path) -> None:
     """Write, sync, rename and remove a file below the root; raises OSError where that fails."""
     despite_races(lambda: _probe(root))
+
+
+class Root:
+    """The output root, on the file system that it was on when it was first looked at.
+
+    Where that is mounted no more, or anew, the path leads elsewhere, and what is written there is
+    lost to whoever looks for it in the right place.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._device: int | None = None
+
+    def require(self) -> None:
+        """See that the path leads where it led.
+
+        Raises
+        ------
+        StorageFault
+            Where it does not.
+        OSError
+            As the operating system gave it.
+        """
+        device = self.path.stat().st_dev
+        if self._device is None:
+            self._device = device
+        if device != self._device:
+            raise StorageFault(
+                f"the output root {self.path} is on another file system than before (device "
+                f"{device}, not {self._device}): mount it again, or restart the consumer where "
+                "that is as it should be"
+            )
+
+    def probe(self) -> None:
+        """See that a file can be written there; raises as `require` does."""
+        self.require()
+        probe(self.path)
 
 
 def _probe(root: Path) -> None:

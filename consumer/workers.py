@@ -7,16 +7,18 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from consumer.errors import ConsumerError, StorageFault, StoreNotWritable, Unexpected, from_os_error
 from consumer.requests import Done
-from consumer.trials import probe
+from consumer.trials import Root
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+# As Python says where the kernel starts no more.
+_NO_THREAD = "can't start new thread"
 
 ENCODE, DISK, JOURNAL = "encode", "disk", "journal"
 
@@ -28,13 +30,13 @@ class Workers:
 
     Parameters
     ----------
-    root : Path
+    root : Root
         Where faults are tried on whether they are the root's.
     post : callable
         Runs a callable on the owning thread.
     """
 
-    def __init__(self, count: int, root: Path, post: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, count: int, root: Root, post: Callable[[Callable[[], None]], None]) -> None:
         self._root = root
         self._post = post
         counts = {ENCODE: count, DISK: count + 1, JOURNAL: 1}
@@ -66,14 +68,16 @@ class Workers:
         except MemoryError as error:
             raise StorageFault(f"out of memory: {error}") from error
         except Exception as error:
+            if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
+                raise StorageFault(f"out of threads: {error}") from error
             log.exception("unexpected error in the writer")
             raise Unexpected(f"{type(error).__name__}: {error}") from error
 
     def _root_is_writable(self) -> bool:
         """Look now: what the last probe saw may be what has just changed."""
         try:
-            probe(self._root)
-        except OSError:
+            self._root.probe()
+        except (OSError, StorageFault):
             return False
         return True
 

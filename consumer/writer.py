@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
@@ -56,7 +55,7 @@ from consumer.requests import (
     Written,
 )
 from consumer.rounds import Encoded, WritableArray, commit, encode, unannounced
-from consumer.trials import probe
+from consumer.trials import Root
 from consumer.workers import ENCODE, JOURNAL, Workers
 
 Result = TypeVar("Result")
@@ -107,7 +106,8 @@ class Writer:
         self._memory = memory
         self._answer = answer
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._workers = Workers(setup.workers, setup.output_root, self._events.put)
+        self._root = Root(setup.output_root)
+        self._workers = Workers(setup.workers, self._root, self._events.put)
         self._stores: dict[str, _Tenure] = {}
         self._failpoints = Failpoints(setup.failpoints, lambda: setup.owner)
         self._failpoints.switch_off()
@@ -149,7 +149,7 @@ class Writer:
             case EndLone(entry, settled):
                 self._workers.run(partial(self._journal.end, entry, settled), done, lane=JOURNAL)
             case _:
-                self._workers.run(partial(_look, self._setup.output_root, request), done)
+                self._workers.run(partial(_look, self._root, request), done)
 
     # -- stores and arrays ----------------------------------------------------------------------
 
@@ -163,6 +163,7 @@ class Writer:
 
     def _take(self, key: str) -> Store:
         setup = self._setup
+        self._root.require()
         return open_store(
             setup.output_root,
             key,
@@ -357,12 +358,12 @@ class Writer:
             each.done(written and replace(written, ledger_bytes=ledger_bytes), failure)
 
 
-def _look(root: Path, request: Examine | Probe) -> Sequence[Finding] | Room:
+def _look(root: Root, request: Examine | Probe) -> Sequence[Finding] | Room:
     """See whether the root can be used, or written."""
     if isinstance(request, Examine):
-        return check(root, request.accepted)
-    probe(root)
-    usage = shutil.disk_usage(root)
+        return check(root.path, request.accepted)
+    root.probe()
+    usage = shutil.disk_usage(root.path)
     return Room(usage.total, usage.free)
 
 

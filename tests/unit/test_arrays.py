@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -490,6 +491,13 @@ DAMAGES: dict[str, tuple[dict[str, Any], Callable[[bytes], bytes]]] = {
         {"zarr_format": 2, "dimension_names": None},
         lambda content: b"\0" * len(content),
     ),
+    # Their decoders raise OSError, without a number.
+    "gzip": ({"compressors": GzipCodec()}, lambda content: b"\0" * len(content)),
+    "gzip, cut": ({"compressors": GzipCodec()}, lambda content: content[: len(content) // 2]),
+    "bz2": (
+        {"zarr_format": 2, "dimension_names": None, "compressors": numcodecs.BZ2()},
+        lambda content: b"\0" * len(content),
+    ),
 }
 
 
@@ -507,17 +515,20 @@ def test_what_cannot_be_decoded_is_reported_with_its_place(
         opened(store, entry()).read(box)
 
 
-def test_a_disk_that_fails_while_reading_is_no_damage(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, os.strerror(errno.EIO)), MemoryError("no room")], ids=repr
+)
+def test_a_disk_or_memory_that_fails_while_reading_is_no_damage(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     existing(store)[:] = 1
     array = opened(store, entry())
 
     def fails(*_args: Any, **_options: Any) -> Any:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise error
 
     monkeypatch.setattr(LocalStore, "get", fails)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(type(error)):
         array.read(Box((0, 0, 0), (1, 100, 100)))
 
 
@@ -610,11 +621,33 @@ def test_empty_folders_that_a_fenced_writer_left_are_no_array(store: Store) -> N
     assert opened(store, entry()).layout.shape == (2, 300, 150)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"zarr_format": 4}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"zarr_format": 4}',
+        b"\xff\xfe",
+        b'{"zarr_format": 3, "node_type": "table"}',
+    ],
+)
 def test_metadata_that_cannot_be_read_is_refused(store: Store, content: bytes) -> None:
     (store.path / "g/img").mkdir(parents=True)
     (store.path / "g/img/zarr.json").write_bytes(content)
     with pytest.raises(ArrayMismatch, match=r"d\.zarr/g/img: its metadata cannot be read"):
+        opened(store, entry())
+
+
+def test_a_folder_in_the_place_of_metadata_is_refused(store: Store) -> None:
+    (store.path / "g/img/zarr.json").mkdir(parents=True)
+    with pytest.raises(ArrayMismatch, match=r"d\.zarr/g/img: its metadata cannot be read"):
+        opened(store, entry())
+
+
+def test_an_array_without_room_for_a_tile_is_refused(store: Store) -> None:
+    existing(store, shape=(2, 0, 150))
+    with pytest.raises(ArrayMismatch, match=r"no room for a tile in shape \[2, 0, 150\]"):
         opened(store, entry())
 
 

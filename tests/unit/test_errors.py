@@ -20,7 +20,6 @@ from consumer.errors import (
     StoreNotWritable,
     StoreRemoved,
     UnsafePath,
-    UnusableRoot,
     from_os_error,
 )
 
@@ -112,8 +111,8 @@ OS_ERRORS = [
     (errno.EPERM, True, StoreNotWritable),
     (errno.EPERM, False, StorageFault),
     (errno.ENOENT, True, StoreRemoved),
-    (errno.EXDEV, True, UnusableRoot),
-    (errno.EXDEV, False, UnusableRoot),
+    (errno.EXDEV, True, StoreNotWritable),
+    (errno.EXDEV, False, StorageFault),
     (errno.ENOSPC, True, StorageFault),
     (errno.EIO, True, StorageFault),
     (errno.EDQUOT, True, StorageFault),
@@ -146,10 +145,10 @@ def test_a_translated_error_says_what_failed_where(number: int, part: str) -> No
     assert said[part] in str(from_os_error(error, root_writable=True))
 
 
-def test_a_root_that_spans_file_systems_names_the_setting_to_change() -> None:
+def test_a_store_on_another_file_system_is_told_what_to_do() -> None:
     error = OSError(errno.EXDEV, os.strerror(errno.EXDEV), "/out/a.zarr/x")
 
-    assert "TILES_OUTPUT_ROOT" in str(from_os_error(error, root_writable=True))
+    assert "make it a folder of the root's own" in str(from_os_error(error, root_writable=True))
 
 
 def test_an_error_without_a_number_is_a_storage_fault() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -25,12 +26,14 @@ from consumer.errors import (
     ConsumerError,
     Fenced,
     StopError,
+    StorageFault,
     StoreRemoved,
     WriterLost,
 )
 from consumer.message import Outline
 from consumer.settings import Settings
 from consumer.storage import Storage
+from faults import mounted
 from harness import wait_until
 
 KEY = ArrayKey("p/s.zarr", "a")
@@ -233,6 +236,26 @@ def test_the_age_of_the_oldest_request_grows_while_the_writer_is_stopped(bench: 
     bench.writer.resume()
     bench.turn_until(lambda: bool(answers))
     assert bench.storage.oldest_s == 0
+
+
+def test_a_root_that_is_mounted_no_more_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    with ExitStack() as stack:
+        try:
+            disk = stack.enter_context(ExitStack())
+            disk.enter_context(mounted("tmpfs", root))
+        except PermissionError as error:
+            pytest.skip(str(error))
+        bench = Bench(root)
+        stack.callback(bench.storage.close)
+        assert bench.open()[1] is None
+        assert bench.write(0, 3)[1][1] is None
+        disk.close()
+        assert isinstance(bench.write(1, 3)[1][1], Fenced)
+        for _, error in (bench.open(), bench.ask(bench.storage.probe)):
+            assert isinstance(error, StorageFault)
+            assert "is on another file system than before" in str(error)
+        assert list(root.iterdir()) == []
 
 
 def test_the_probe_says_how_much_room_there_is(bench: Bench, tmp_path: Path) -> None:

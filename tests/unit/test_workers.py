@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from consumer.errors import ConsumerError, StorageFault, StoreNotWritable, Unexpected
+from consumer.trials import Root
 from consumer.workers import Workers
 
 
 @pytest.fixture
 def workers(tmp_path: Path) -> Workers:
-    return Workers(1, tmp_path, lambda call: call())
+    return Workers(1, Root(tmp_path), lambda call: call())
 
 
 def failing(*errors: Exception | None) -> Callable[[], int]:
@@ -44,6 +45,8 @@ def test_what_the_root_refused_until_just_now_is_done_once_more(workers: Workers
         ((REFUSED, OSError(errno.EIO, "broken")), StorageFault),
         ((OSError(errno.EIO, "broken"),), StorageFault),
         ((MemoryError(),), StorageFault),
+        ((RuntimeError("can't start new thread"),), StorageFault),
+        ((RuntimeError("a bug"),), Unexpected),
         ((KeyError("a bug"),), Unexpected),
     ],
     ids=str,
