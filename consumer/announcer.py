@@ -16,6 +16,9 @@ from consumer.events import ArrayCompleted, ArrayProgress
 from consumer.requests import Written
 from consumer.storage import Storage
 
+# The shortest time between two announcements that an array is still complete.
+_WHOLE_S = 1.0
+
 
 @dataclass(slots=True)
 class _Progress:
@@ -25,9 +28,15 @@ class _Progress:
     told_at: float = float("-inf")
     telling: bool = False
 
+    @property
+    def keeps_waiting(self) -> bool:
+        """Whether it is to be told that all is filled, for which somebody may wait."""
+        return self.filled == self.total and (self.telling or self.filled != self.told)
+
     def is_due(self, now: float, interval_s: float) -> bool:
         """Whether there is something new, and it is time to tell."""
-        waited = now - self.told_at >= interval_s
+        least = min(interval_s, _WHOLE_S) if self.filled == self.total else interval_s
+        waited = now - self.told_at >= least
         return waited and self.filled != self.told and not self.telling
 
     def tell(self, now: float) -> None:
@@ -69,12 +78,13 @@ class Announcer:
 
     @property
     def busy(self) -> bool:
-        """Whether something is being announced that deliveries may wait for."""
-        return bool(self._waiting)
+        """Whether something is being announced that somebody may wait for."""
+        return bool(self._waiting) or any(each.keeps_waiting for each in self._progress.values())
 
     def announces(self, array: ArrayKey) -> bool:
-        """Whether it is being announced that an array is complete."""
-        return array in self._waiting
+        """Whether it is being announced that an array is complete, or still is."""
+        progress = self._progress.get(array)
+        return array in self._waiting or (progress is not None and progress.keeps_waiting)
 
     def completed(
         self,

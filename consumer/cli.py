@@ -48,7 +48,30 @@ EXIT_CTRL_C = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code: 0 done, 1 failed, 2 unusable settings or arguments."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _main(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who read it has seen enough.
+        _drop_output()
+        return EXIT_FAILED
+    except OSError as error:
+        _drop_output()
+        return _refuse(f"standard output: {error}")
+    except KeyboardInterrupt as error:
+        return _refuse("; ".join(["interrupted", *getattr(error, "__notes__", ())]), EXIT_CTRL_C)
+    return code
+
+
+def _drop_output() -> None:
+    """Have Python not complain once more, when it ends, of what cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _main(given: list[str]) -> int:
     if not given or given[0] in {"-h", "--help"}:
         sys.stdout.write(_HELP)
         return 0 if given else EXIT_USAGE
@@ -57,10 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if given[0] not in COMMANDS:
         return _refuse(f"there is no command {given[0]!r}; see consumer --help")
-    try:
-        return _run(given[0], given[1:])
-    except KeyboardInterrupt as error:
-        return _refuse("; ".join(["interrupted", *getattr(error, "__notes__", ())]), EXIT_CTRL_C)
+    return _run(given[0], given[1:])
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
@@ -84,9 +104,11 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     except ConsumerError as error:
         return _refuse(str(error), EXIT_FAILED)
     except BrokenPipeError:
-        # Who read it has seen enough. Python would complain once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        raise
+    except OSError as error:
+        if name == "run":
+            raise
+        return _refuse(str(error))
     return code
 
 

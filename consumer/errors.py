@@ -291,3 +291,10 @@ def from_os_error(error: OSError, *, root_writable: bool) -> ConsumerError:
     if error.errno == errno.ENOENT:
         return StoreRemoved(f"removed while in use: {what}")
     return StorageFault(what)
+
+
+def without_values(error: str) -> str:
+    """Return argparse's word on unknown arguments, without what may be a password."""
+    what, unknown, given = error.partition("unrecognized arguments: ")
+    flags = [word.partition("=")[0] for word in given.split() if word.startswith("-")]
+    return f"{what}{unknown}{' '.join(flags) or given}"

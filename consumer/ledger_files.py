@@ -115,13 +115,19 @@ def read_present(root: Path, array: ArrayKey) -> tuple[Ledger | None, list[str]]
 def find(root: Path) -> Iterator[ArrayKey]:
     """Yield the arrays that have a ledger."""
     top = root / STATE_FOLDER
-    for folder, _, files in os.walk(top):
+    for folder, _, files in os.walk(top, onerror=_raise):
         if HEADER_NAME not in files:
             continue
         parts = Path(folder).relative_to(top).parts
         depth = next((i for i, part in enumerate(parts, 1) if part.endswith(STORE_SUFFIX)), 0)
         if depth and parts[depth : depth + 1] == (LEDGER_FOLDER,) and parts[depth + 1 :]:
             yield ArrayKey("/".join(parts[:depth]), "/".join(parts[depth + 1 :]))
+
+
+def _raise(error: OSError) -> None:
+    # Of a store that is removed meanwhile there is nothing to find.
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def stored_files(root: Path, array: ArrayKey) -> list[str]:

@@ -24,7 +24,13 @@ from pika.exceptions import (
     UnroutableError,
 )
 
-from consumer.connection import UNREADABLE_HEADERS, cause_of, parameters, prepare_pika
+from consumer.connection import (
+    UNREADABLE_HEADERS,
+    cause_of,
+    check_credentials,
+    parameters,
+    prepare_pika,
+)
 from consumer.endpoint import Endpoint
 from consumer.errors import AccessRefused, ParkError, PublishError, Unroutable
 from consumer.message import MAX_MESSAGE_BYTES, metadata
@@ -37,6 +43,8 @@ _BROKERS_OWN = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count"
 _BLOCKED_S = 60
 # As much as a consumer may be set to take.
 _MOST_BYTES = 32 * MAX_MESSAGE_BYTES
+# AMQP's short string.
+_MOST_KEY_BYTES = 255
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,9 @@ class ParkedMessage:
 
     @property
     def readable(self) -> bool:
-        """Whether its headers could be decoded; otherwise it cannot be published as it was."""
-        return UNREADABLE_HEADERS not in self.headers
+        """Whether it can be published as it was: its headers and its key could be decoded."""
+        fits = len(self.routing_key.encode()) <= _MOST_KEY_BYTES
+        return fits and UNREADABLE_HEADERS not in self.headers
 
     @cached_property
     def metadata(self) -> dict[str, Any] | None:
@@ -140,6 +149,7 @@ class ParkingQueue:
         self._left: Iterator[ParkedMessage] = iter(())
 
     def __enter__(self) -> Self:
+        check_credentials(self._endpoint)
         configs = [parameters(self._endpoint, h, "parked") for h in self._endpoint.hosts]
         for config in configs:
             config.blocked_connection_timeout = _BLOCKED_S
@@ -147,8 +157,9 @@ class ParkingQueue:
             self._connection = pika.BlockingConnection(configs)
         except (AMQPError, OSError) as error:
             raise why_not_connected(self._endpoint, cause_of(error)) from None
-        self._channel = self._connection.channel()
-        self._channel.confirm_delivery()
+        with self._translated():
+            self._channel = self._connection.channel()
+            self._channel.confirm_delivery()
         return self
 
     def __exit__(

@@ -12,6 +12,7 @@ PARKING_ID = f"{HEADER_PREFIX}parking-id"
 MAX_DETAIL_BYTES = 1000
 _DIRECT_REPLY = "amq.rabbitmq.reply-to"
 _ROUTING_KEYS = {"CC", "BCC"}
+_COUNTERS = {"x-delivery-count", "x-acquired-count"}
 _KEPT = (
     "content_type",
     "content_encoding",
@@ -64,12 +65,12 @@ def parked_event(properties: Any) -> TileParked:
 
 
 def _foreign(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headers without ours of an earlier parking, and the queue's own counter."""
+    """Return the headers without ours of an earlier parking, and the queue's own counters."""
     return {
         name: value
         for name, value in headers.items()
         if not str(name).startswith(HEADER_PREFIX)
-        and name != "x-delivery-count"
+        and name not in _COUNTERS
         # Further routing keys that are none: AMQP 1.0 lets them through, as above.
         and (name not in _ROUTING_KEYS or isinstance(value, list))
     }

@@ -301,8 +301,7 @@ class TilePublisher:
             batches = state.batches.add(prepared)
             linger = bool(state.batches) and not state.lingering
             state.lingering = state.lingering or linger
-        for batch in batches:
-            self._send(state, batch)
+        self._send_all(state, batches)
         if linger:
             sender.call_later(self._linger_s, lambda: self._lingered(state))
 
@@ -317,19 +316,23 @@ class TilePublisher:
     def _send_open(self, state: _State) -> None:
         with state.lock:
             batches = state.batches.close()
-        for batch in batches:
-            self._send(state, batch)
+        self._send_all(state, batches)
+
+    def _send_all(self, state: _State, batches: Sequence[Batch]) -> None:
+        for sent, batch in enumerate(batches, 1):
+            try:
+                self._send(state, batch)
+            except BaseException as error:
+                for left in batches[sent:]:
+                    _lose(state, left, error)
+                raise
 
     def _send(self, state: _State, batch: Batch) -> None:
         try:
             encoded = batch.encode(sent_ms=time.time_ns() // 1_000_000, **self._encoding)
         except BaseException as error:
             # Every tile was checked before: memory has run out, or Ctrl-C was pressed.
-            trouble = Unconfirmed(
-                f"{len(batch.parts)} tiles of {batch.array.store} are lost, since they could not "
-                f"be encoded ({error!r}); publish them again"
-            )
-            state.window.lose(batch.nbytes, trouble)
+            _lose(state, batch, error)
             if isinstance(error, Exception):
                 return
             raise
@@ -374,12 +377,21 @@ class TilePublisher:
         )
 
 
+def _lose(state: _State, batch: Batch, error: BaseException) -> None:
+    trouble = Unconfirmed(
+        f"{len(batch.parts)} tiles of {batch.array.store} are lost, since they could not be "
+        f"encoded ({error!r}); publish them again"
+    )
+    state.window.lose(batch.nbytes, trouble)
+
+
 def _endpoint(broker: str | Endpoint, access: dict[str, Any]) -> Endpoint:
     if isinstance(broker, str):
         return endpoint(broker, **{"reconnect_max_s": _RECONNECT_MAX_S, **access})
     if not isinstance(broker, Endpoint):
         raise UnusableSettings(
-            f"broker: must be host[:port], an AMQP URL or an Endpoint (got {broker!r})"
+            "broker: must be host[:port], an AMQP URL or an Endpoint (got one of type "
+            f"{type(broker).__name__})"
         )
     if access:
         raise UnusableSettings(f"{', '.join(access)}: already in the Endpoint; give it there")

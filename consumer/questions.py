@@ -19,7 +19,7 @@ from pika.exceptions import (
     UnroutableError,
 )
 
-from consumer.connection import cause_of, parameters, prepare_pika
+from consumer.connection import cause_of, check_credentials, parameters, prepare_pika
 from consumer.endpoint import Endpoint
 from consumer.errors import PublishError
 from consumer.sender import why_not_connected
@@ -166,6 +166,7 @@ def reached(endpoint: Endpoint, name: str) -> Iterator[Channels]:
         Where none does, or the connection is lost.
     """
     prepare_pika()
+    check_credentials(endpoint)
     host = next((each for each in endpoint.hosts[:-1] if _answers(endpoint, each, name)), None)
     try:
         with connected(endpoint, host or endpoint.hosts[-1], name) as connection:

@@ -63,9 +63,14 @@ def rebound(channels: Channels, wanted: Topology) -> Iterator[Finding]:
 def removed(channels: Channels, old: Topology) -> Iterator[Finding]:
     """Delete an old topology's partitions, if none holds a message or has a consumer.
 
-    Nothing is deleted where one does: then nothing more comes, and another try will do.
+    Nothing is deleted where one does: then nothing more comes, and another try will do. Nor where
+    something may still come.
     """
-    yield from unbound(channels, old)
+    reply = channels.bound(old.entrance, away=True)
+    if reply.code and reply.code != NOT_FOUND:
+        yield _bound(old.entrance, reply, "")
+        return
+    yield _bound(old.entrance, Reply(), "is no longer bound to")
     kept = [finding for queue in old.partitions if (finding := _in_use(channels, queue))]
     yield from kept
     if kept:

@@ -26,7 +26,7 @@ from pydantic_settings import (
 from consumer.budget import BODY_SHARE, most_bodies
 from consumer.contract import reason_of
 from consumer.endpoint import SECRET, Endpoint, Seconds
-from consumer.errors import UnusableSettings
+from consumer.errors import UnusableSettings, without_values
 from consumer.failpoints import Failpoints
 from consumer.message import MAX_MESSAGE_BYTES
 
@@ -100,11 +100,15 @@ class TopologySettings(Access):
         "rabbitmq_consistent_hash_exchange.",
     )
     delivery_limit: int = Field(
-        1000, ge=10, description="The queues' delivery-limit, a backstop: deliveries of a message."
+        1000,
+        ge=10,
+        le=1 << 31,
+        description="The queues' delivery-limit, a backstop: deliveries of a message.",
     )
     queue_max_bytes: ByteSize = Field(
         ByteSize(32 << 30),
         ge=1 << 20,
+        le=1 << 62,
         description="Each queue's max-length-bytes; beyond it publishers are refused.",
     )
 
@@ -337,7 +341,7 @@ def _load(model: type[Loaded], arguments: Sequence[str], program: str) -> Loaded
     except tomllib.TOMLDecodeError as error:
         raise UnusableSettings(f"config_file {found.config_file} is not TOML: {error}") from None
     except (SettingsError, ValueError, OSError) as error:
-        raise UnusableSettings(f"{_without_values(str(error))}; see {program} --help") from None
+        raise UnusableSettings(f"{without_values(str(error))}; see {program} --help") from None
     for name in ("config_file", "secrets_folder"):
         if getattr(settings, name) and not getattr(found, name):
             raise UnusableSettings(f"{name}: name it by flag or environment, not in the file")
@@ -354,13 +358,6 @@ def _sources(arguments: Sequence[str], program: str) -> argparse.Namespace:
         return parser.parse_known_args(arguments)[0]
     except argparse.ArgumentError as error:
         raise UnusableSettings(f"{error}; see {program} --help") from None
-
-
-def _without_values(error: str) -> str:
-    """Return argparse's word on unknown arguments, without what may be a password."""
-    what, unknown, given = error.partition("unrecognized arguments: ")
-    flags = [word.partition("=")[0] for word in given.split() if word.startswith("-")]
-    return f"{what}{unknown}{' '.join(flags) or given}"
 
 
 def _from(

@@ -17,7 +17,7 @@ class Window:
     Trouble is *final* where waiting does not help: it is raised at once, and then forgotten, so
     that the next call waits for what became of the next attempt. Other trouble is raised once
     nothing was confirmed for as long as the caller waits. What is *lost* is raised by the next
-    call, whatever was confirmed before that.
+    call, whatever was confirmed before that; by one that waits for all, once all else is confirmed.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -43,8 +43,10 @@ class Window:
             With the trouble; no room was then taken.
         """
         with self._changed:
+            self._raise_lost()
             self._raise_final()
             self._wait(lambda: not self._held or self._held + nbytes <= self._limit, timeout_s)
+            self._raise_lost()
             self._held += nbytes
 
     def wait_empty(self, timeout_s: float) -> None:
@@ -56,7 +58,13 @@ class Window:
             With the trouble that is in the way.
         """
         with self._changed:
-            self._wait(lambda: not self._held, timeout_s)
+            try:
+                self._wait(lambda: not self._held, timeout_s)
+            except PublishError as trouble:
+                if self._lost is None:
+                    raise
+                lost, self._lost = self._lost, None
+                raise type(trouble)(f"{trouble}; {lost}") from None
             self._raise_lost()
 
     def confirm(self, nbytes: int) -> None:
@@ -117,7 +125,6 @@ class Window:
             raise lost
 
     def _raise_final(self) -> None:
-        self._raise_lost()
         if self._final and self._trouble is not None:
             trouble, self._trouble, self._final = self._trouble, None, False
             raise trouble

@@ -65,8 +65,10 @@ def _opened(path: str) -> tuple[Any, str | None]:
         raise UnusableSettings(
             f"{error}; install zarr-tile-consumer[service,images] to read {path}"
         ) from None
-    except (OSError, ValueError, KeyError) as error:
-        raise UnusableSettings(f"{path} cannot be read: {error}") from None
+    except Exception as error:
+        # The libraries raise whatever they stumble over.
+        what = str(error) or type(error).__name__
+        raise UnusableSettings(f"{path} cannot be read: {what}") from None
     raise UnusableSettings(f"{path} is none of .npy, .tif, .tiff and .zarr")
 
 

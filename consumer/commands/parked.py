@@ -52,7 +52,7 @@ def _replay(queue: ParkingQueue, messages: Iterator[ParkedMessage], options: Any
     finally:
         _say(f"{'would replay' if options.dry_run else 'replayed'} {done} messages")
         if left:
-            _say(f"left {left} whose headers cannot be read: export them")
+            _say(f"left {left} that cannot be published as they were: export them")
     return 0 if done else _none(options)
 
 
@@ -127,9 +127,16 @@ def _everything(message: ParkedMessage) -> dict[str, Any]:
         "type": properties.type or "",
         "content_type": properties.content_type or "",
         "content_encoding": properties.content_encoding or "",
-        "headers": {str(name): value for name, value in message.headers.items()},
+        "headers": _text_keys(message.headers),
         "metadata": message.metadata,
     }
+
+
+def _text_keys(value: Any) -> Any:
+    """Return what JSON can hold: pika leaves names that are not UTF-8 as bytes, also within."""
+    if isinstance(value, dict):
+        return {str(name): _text_keys(each) for name, each in value.items()}
+    return [_text_keys(each) for each in value] if isinstance(value, list) else value
 
 
 def _time(milliseconds: Any) -> str:

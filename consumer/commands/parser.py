@@ -3,7 +3,10 @@
 import argparse
 from typing import Any, NoReturn
 
-from consumer.errors import UnusableSettings
+from consumer.errors import UnusableSettings, without_values
+
+# What every clock can wait.
+_LONGEST_S = 1e9
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -34,13 +37,13 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of ending the process."""
-        raise UnusableSettings(f"{message}; see {self.prog} --help")
+        raise UnusableSettings(f"{without_values(message)}; see {self.prog} --help")
 
 
 def seconds(text: str) -> float:
     """Return a time that can be waited."""
     value: float = _number(text, float, "a time in seconds")
-    if not value >= 0:
+    if not 0 <= value <= _LONGEST_S:
         raise argparse.ArgumentTypeError(f"{text!r} is no time in seconds")
     return value
 

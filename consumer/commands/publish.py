@@ -17,7 +17,7 @@ from consumer.commands.images import Image, open_image
 from consumer.commands.parser import CommandParser, positive, seconds, sizes
 from consumer.commands.remaining import ledger_of
 from consumer.coverage import Box
-from consumer.errors import UnusableSettings
+from consumer.errors import ParkError, UnusableSettings
 from consumer.message import MAX_MESSAGE_BYTES
 from consumer.publisher import TilePublisher
 from consumer.settings import Access
@@ -95,7 +95,10 @@ def _publish(publisher: TilePublisher, array: dict[str, Any], image: Image, tile
     values = np.asarray(image.data[(*tile.sample, *channels, *space)])
     if not channels:
         values = values[np.newaxis]
-    publisher.publish(array, values, place.stitch_coords, sample_idx=tile.sample_idx)
+    try:
+        publisher.publish(array, values, place.stitch_coords, sample_idx=tile.sample_idx)
+    except ParkError as error:
+        raise UnusableSettings(f"a tile cannot be published: {error}") from None
 
 
 def _tiles(image: Image, options: Any) -> Iterator[_Tile]:

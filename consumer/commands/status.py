@@ -94,11 +94,13 @@ def main(arguments: Sequence[str], sleep: Callable[[float], None] = time.sleep) 
     options = parser.parse_args(arguments)
     options.output_root = options.root or options.output_root
     rows = Rows(parser.root(options))
-    with _shown(as_json=options.json) as show, suppress(KeyboardInterrupt):
+    with _shown(as_json=options.json) as show:
         show(rows.read())
-        while options.watch:
-            sleep(options.interval)
-            show(rows.read())
+        # Ctrl-C is how watching ends.
+        with suppress(KeyboardInterrupt):
+            while options.watch:
+                sleep(options.interval)
+                show(rows.read())
     return 0
 
 

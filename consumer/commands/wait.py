@@ -1,6 +1,7 @@
 """`consumer wait`: wait until an array is complete."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,7 +71,9 @@ class Looks:
         now = signature(self._root, self._array)
         if now != self._seen:
             self._seen = now
-            ledger, _ = read_present(self._root, self._array)
+            ledger, damages = read_present(self._root, self._array)
+            for damage in damages:
+                sys.stderr.write(f"consumer: {damage}\n")
             self._code = self._judge(ledger) if ledger else None
         return self._code
 

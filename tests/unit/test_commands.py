@@ -1,6 +1,7 @@
 """The commands on ledgers: what they show, change and return, beside consumers at work."""
 
 import dataclasses
+import errno
 import json
 import os
 import pty
@@ -348,6 +349,77 @@ def test_who_reads_only_the_beginning_gets_no_complaint(writer: Writer) -> None:
     assert ended.stderr == b""
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("words", [["--help"], ["topology", "show"], ["schema", "json"]], ids=str)
+@pytest.mark.parametrize("full", [False, True], ids=["closed pipe", "full disk"])
+def test_output_that_nobody_takes_is_no_traceback(
+    words: list[str], unbuffered: str, full: bool
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open("/dev/full", "w") as disk:  # noqa: PTH123 - a device
+        ended = subprocess.run(
+            [sys.executable, "-m", "consumer.cli", *words],
+            stdout=disk if full else writing,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            check=False,
+            text=True,
+        )
+    os.close(writing)
+    assert ended.returncode == (2 if full else 1)
+    assert ended.stderr.count("\n") == (1 if full else 0)
+
+
+@pytest.mark.parametrize("name", ["status", "missing", "wait", "verify", "reset"])
+def test_a_disk_that_cannot_be_read_is_one_line_and_code_2(
+    writer: Writer, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer.round()
+
+    def fails(*_given: Any, **_named: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "ledger")
+
+    monkeypatch.setattr(os, "scandir", fails)
+    monkeypatch.setattr(os, "listdir", fails)
+    assert run(writer, name, *([] if name == "status" else [NAME])) == 2
+    assert capsys.readouterr().err == "consumer: [Errno 5] Input/output error: 'ledger'\n"
+
+
+def test_a_password_after_a_misspelt_flag_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["parked", "list", "--pasword=hunter2"]) == 2
+    said = capsys.readouterr().err
+    assert "--pasword" in said
+    assert "hunter2" not in said
+
+
+def test_a_file_of_a_password_that_is_not_there_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for words in (["parked", "list"], ["topology", "check"]):
+        assert cli.main([*words, "--password-file", "/nowhere/password"]) == 2
+        said = capsys.readouterr().err
+        assert "/nowhere/password" in said
+        assert said.count("\n") == 1
+
+
+def test_an_image_of_no_bytes_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("empty.npy", "cut.tif"):
+        (tmp_path / name).write_bytes(b"II*\0" if name.endswith("tif") else b"")
+        assert cli.main(["publish", str(tmp_path / name), "--store", "a.zarr"]) == 2
+        assert f"{name} cannot be read: " in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_look_as_the_shell_expects(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_rows: status.Rows) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(status.Rows, "read", interrupted)
+    assert run(writer, "status") == cli.EXIT_CTRL_C
+
+
 # -- missing ------------------------------------------------------------------------------------
 
 
@@ -488,6 +560,21 @@ def test_without_a_time_a_look_is_enough_to_tell(writer: Writer) -> None:
     clock = Clock()
     assert waited(writer, clock, "--timeout", "0") == 1
     assert clock.now == 1000
+
+
+def test_who_waits_is_told_of_a_damaged_ledger(
+    writer: Writer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer.round()
+    for path in writer.root.rglob("*.json"):
+        if ".tiles" in path.parts:
+            path.write_bytes(b"{")
+    assert run(writer, "wait", NAME, "--timeout", "0") == 1
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_no_look_is_an_eternity_away(writer: Writer) -> None:
+    assert run(writer, "wait", NAME, "--interval", "inf") == 2
 
 
 def test_parked_tiles_end_the_waiting(writer: Writer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -769,3 +856,16 @@ def test_a_reset_needs_no_voxels(writer: Writer) -> None:
 def test_unusable_settings_are_errors_of_the_consumer(writer: Writer) -> None:
     with pytest.raises(UnusableSettings):
         status.main(["--nonsense"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--chunks", "0,0"], ["--shards", "6,6", "--chunks", "4,4"], ["--max-message-bytes", "100"]],
+    ids=str,
+)
+def test_an_image_that_no_message_can_carry_is_code_2(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((8, 8), "float32"))
+    assert cli.main(["publish", str(tmp_path / "a.npy"), "--store", "a.zarr", *words]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

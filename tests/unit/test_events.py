@@ -1,6 +1,7 @@
 """What the consumer announces: who it is for, and that the same thing said twice is the same."""
 
 import json
+from typing import Any
 
 import pika
 import pytest
@@ -49,7 +50,8 @@ def test_a_routing_key_is_never_longer_than_amqp_carries() -> None:
 
 
 def test_a_copy_has_nothing_that_the_broker_would_refuse() -> None:
-    headers = {"CC": ["tiles"], "BCC": "tiles", "x-delivery-count": 3, "cc": "kept"}
+    headers: dict[str, Any] = {"CC": ["tiles"], "BCC": "tiles", "cc": "kept"}
+    headers |= {"x-delivery-count": 3, "x-acquired-count": 4}
     sent = pika.BasicProperties(reply_to="amq.rabbitmq.reply-to", headers=headers)
     error = Undecodable("no document")
     said = parked_properties(sent, error, parking_id="p-1", routing_key="a.zarr", by="me")

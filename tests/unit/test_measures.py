@@ -110,6 +110,33 @@ def test_a_completion_is_overdue_until_it_is_announced() -> None:
     assert announcer.overdue(100) == 0
 
 
+def test_who_waits_for_an_array_that_is_filled_once_more_hears_it_before_it_is_forgotten() -> None:
+    unheard = Unheard()
+    announcer = Announcer(unheard, unheard, lambda _delivery: None, interval_s=30)  # type: ignore[arg-type] # as far as it is used
+
+    def bound(_array: ArrayKey) -> tuple[None, None]:
+        return None, None
+
+    def waited_for() -> bool:
+        assert announcer.busy == announcer.announces(ARRAY)
+        return announcer.busy
+
+    announcer.written(ARRAY, 100, 100)
+    announcer.tick(10.0, bound)
+    unheard.asked[0](True)
+    assert not waited_for()
+    announcer.written(ARRAY, 100, 100)
+    assert waited_for()
+    announcer.tick(10.5, bound)
+    assert len(unheard.asked) == 1
+    announcer.tick(11.5, bound)
+    assert waited_for()
+    unheard.asked[1](True)
+    assert not waited_for()
+    announcer.written(OTHER, 100, 50)
+    assert not announcer.busy
+
+
 # -- before anything is known -------------------------------------------------------------------
 
 

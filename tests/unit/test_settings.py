@@ -530,3 +530,9 @@ def test_so_much_is_held_of_each_partition_that_all_of_it_has_room(
     given: dict[str, str], count: int, loaded: Load
 ) -> None:
     assert loaded(env=given).prefetch_count == count
+
+
+@pytest.mark.parametrize("field", ["delivery_limit", "queue_max_bytes"])
+def test_what_amqp_cannot_carry_is_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field}"):
+        Settings.model_validate({"output_root": "/output", field: 1 << 63})

@@ -1,9 +1,14 @@
 """The names, arguments and bindings of one partition and of several."""
 
+from typing import Any
+
 import pytest
 
+from consumer import ring
+from consumer.findings import Verdict
+from consumer.questions import FORBIDDEN, NOT_FOUND, Reply
 from consumer.settings import TopologySettings
-from consumer.topology import Binding, Topology, labels, topology
+from consumer.topology import Binding, Exchange, Queue, Topology, labels, topology
 
 
 def of(partitions: int, prefix: str = "tiles") -> Topology:
@@ -49,3 +54,31 @@ def test_rings_of_different_sizes_share_no_queue() -> None:
 
 def test_every_partition_has_the_same_arguments() -> None:
     assert len({str(queue.arguments) for queue in of(8).partitions}) == 1
+
+
+class _Refusing:
+    """Channels of a user who may not unbind; what is deleted is noted."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.deleted_names: list[str] = []
+
+    def bound(self, _binding: Binding, *, away: bool) -> Reply:
+        assert away
+        return Reply(code=self.code, words="refused")
+
+    def counted(self, _queue: str) -> Reply:
+        return Reply((0, 0))
+
+    def deleted(self, thing: Exchange | Queue) -> Reply:
+        self.deleted_names.append(thing.name)
+        return Reply()
+
+
+@pytest.mark.parametrize(("code", "count"), [(FORBIDDEN, 0), (NOT_FOUND, 5), (0, 5)])
+def test_partitions_to_which_tiles_may_still_come_are_not_removed(code: int, count: int) -> None:
+    channels: Any = _Refusing(code)
+    old = topology(TopologySettings(partitions=4))
+    findings = list(ring.removed(channels, old))
+    assert len(channels.deleted_names) == count
+    assert any(each.verdict is Verdict.FAILED for each in findings) == (code == FORBIDDEN)

@@ -1,6 +1,7 @@
 """Waiting for room and for confirms, and which trouble is told when."""
 
 import threading
+import time
 
 import pytest
 
@@ -142,3 +143,29 @@ def test_each_confirm_starts_the_wait_anew() -> None:
     window.wait_empty(SHORT_S)
 
     assert window.held_bytes == 0
+
+
+def test_what_is_lost_is_told_once_all_else_is_confirmed() -> None:
+    window = Window(100)
+    window.take(10, SHORT_S)
+    window.take(10, SHORT_S)
+    window.lose(10, Unconfirmed("one is lost"))
+
+    def confirm() -> None:
+        time.sleep(0.2)
+        window.confirm(10)
+
+    thread = later(confirm)
+    with pytest.raises(Unconfirmed, match="one is lost"):
+        window.wait_empty(60)
+    assert window.held_bytes == 0
+    thread.join()
+
+
+def test_what_is_lost_is_told_beside_what_is_not_confirmed() -> None:
+    window = Window(100)
+    window.take(10, SHORT_S)
+    window.take(10, SHORT_S)
+    window.lose(10, Unconfirmed("one is lost"))
+    with pytest.raises(Unconfirmed, match="10 bytes wait; one is lost"):
+        window.wait_empty(SHORT_S)
