@@ -235,6 +235,9 @@ class TilePublisher:
     def wait_completed(self, timeout_s: float) -> None:
         """Return once every array that was published to is complete: filled and durable.
 
+        Of tiles that are sent once more to an array that is complete already, some may not be
+        written then; give them another `run`, where consumers have `TILES_ON_NEW_RUN=replace`.
+
         Raises
         ------
         NotCompleted
