@@ -200,6 +200,9 @@ class Outgoing:
         self._advance()
 
     def _again(self, letter: Letter) -> None:
+        if letter.given_up:
+            letter.done(False)
+            return
         log.error(
             "a message was refused or found no queue; trying again",
             extra={
@@ -208,9 +211,6 @@ class Outgoing:
                 "returned": letter.returned,
             },
         )
-        if letter.given_up:
-            letter.done(False)
-            return
         self._metrics.retries.labels(operation=letter.operation).inc()
         self._later[letter] = None
         self._loop.call_later(self._settings.reconnect_max_s / 4, partial(self._retry, letter))
