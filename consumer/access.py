@@ -162,14 +162,14 @@ class Access:
         kept = self._assembler.holds(handle.key)
         handle.source = opened.source or (handle.source if kept else None)
         handle.run = opened.run or (handle.run if kept else None)
-        handle.replaced = opened.replaced
+        handle.replaced, handle.ledger = opened.replaced, opened.ledger
         if opened.partly is not None:
             self._faults.note_opened(store)
             handle.complete = opened.completed
             self._assembler.forget_stored(handle.key)
             self._assembler.learn(handle.key, opened.partly)
         if opened.completed:
-            self._announcer.completed(handle.key, handle.source, handle.run, now=self._clock())
+            self._announcer.completed(handle.completion, now=self._clock())
         for held in handle.waiting:
             held.reopened = True
         self._inbox.put_back(handle.waiting)

@@ -71,9 +71,9 @@ class Announcer:
         self._storage = storage
         self._acknowledge = acknowledge
         self._interval_s = interval_s
-        # By array that is being announced: the deliveries that wait for it.
-        self._waiting: dict[ArrayKey, list[DeliveryId]] = {}
-        self._since: dict[ArrayKey, float] = {}
+        # By completion that is being announced: the deliveries that wait for it.
+        self._waiting: dict[ArrayCompleted, list[DeliveryId]] = {}
+        self._since: dict[ArrayCompleted, float] = {}
         self._progress: dict[ArrayKey, _Progress] = {}
 
     @property
@@ -84,26 +84,20 @@ class Announcer:
     def announces(self, array: ArrayKey) -> bool:
         """Whether it is being announced that an array is complete, or still is."""
         progress = self._progress.get(array)
-        return array in self._waiting or (progress is not None and progress.keeps_waiting)
+        told = any(array == _key(completion) for completion in self._waiting)
+        return told or (progress is not None and progress.keeps_waiting)
 
     def completed(
-        self,
-        array: ArrayKey,
-        source: str | None,
-        run: str | None,
-        settled: Iterable[DeliveryId] = (),
-        *,
-        now: float,
+        self, completion: ArrayCompleted, settled: Iterable[DeliveryId] = (), *, now: float
     ) -> None:
         """Announce that an array is complete, then have deliveries acknowledged."""
-        self._progress.pop(array, None)
-        if array in self._waiting:
-            self._waiting[array] += settled
+        self._progress.pop(_key(completion), None)
+        if completion in self._waiting:
+            self._waiting[completion] += settled
             return
-        self._waiting[array] = list(settled)
-        self._since[array] = now
-        event = ArrayCompleted(store=array.store, array=array.path, source=source, run=run)
-        self._broker.announce(event, partial(self._told, array))
+        self._waiting[completion] = list(settled)
+        self._since[completion] = now
+        self._broker.announce(completion, partial(self._told, completion))
 
     def overdue(self, now: float) -> float:
         """Return for how long an array has been announced in vain, at most, in seconds."""
@@ -149,16 +143,21 @@ class Announcer:
         """Forget an array's progress."""
         self._progress.pop(array, None)
 
-    def _told(self, array: ArrayKey, told: bool) -> None:
+    def _told(self, completion: ArrayCompleted, told: bool) -> None:
         if told:
-            self._storage.remark(array, partial(self._noted, array), announced=True)
+            noted = partial(self._noted, completion)
+            self._storage.remark(_key(completion), noted, announced=True)
         else:
-            self._noted(array, None, None)
+            self._noted(completion, None, None)
 
     def _noted(
-        self, array: ArrayKey, _written: Written | None, _error: ConsumerError | None
+        self, completion: ArrayCompleted, _written: Written | None, _error: ConsumerError | None
     ) -> None:
         # Where that could not be noted, it is announced once more by whoever opens the array next.
-        del self._since[array]
-        for identity in self._waiting.pop(array):
+        del self._since[completion]
+        for identity in self._waiting.pop(completion):
             self._acknowledge(identity)
+
+
+def _key(completion: ArrayCompleted) -> ArrayKey:
+    return ArrayKey(completion.store, completion.array)

@@ -62,15 +62,21 @@ class ArrayEvent(Event):
 
 
 class ArrayCompleted(ArrayEvent):
-    """Every voxel of an array is filled and durable."""
+    """Every voxel of an array is filled and durable.
+
+    `ledger` is another one after `consumer reset`, for another run, and where an array was removed
+    and made anew.
+    """
 
     event: ClassVar[str] = "array.completed"
+
+    ledger: str | None = None
 
     @computed_field  # type: ignore[prop-decorator]  # pydantic's own advice for properties
     @property
     def message_id(self) -> str:
-        """The same for the same store, array and run; also AMQP's `message_id`."""
-        text = json.dumps([self.event, self.store, self.array, self.run])
+        """The same for the same store, array, run and ledger; also AMQP's `message_id`."""
+        text = json.dumps([self.event, self.store, self.array, self.run, self.ledger])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @property

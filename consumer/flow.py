@@ -334,7 +334,7 @@ class Flow:
         handle = self._handles.find(array)
         if handle is not None and written.completed:
             handle.complete = True
-            self._announcer.completed(array, handle.source, handle.run, settled, now=self._clock())
+            self._announcer.completed(handle.completion, settled, now=self._clock())
             return
         if handle is not None and handle.array is not None:
             self._announcer.written(array, math.prod(handle.array.layout.shape), written.filled)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from consumer.blocks import ArrayKey, StoredArray
 from consumer.errors import RunConflict, SourceConflict
+from consumer.events import ArrayCompleted
 from consumer.inbox import Held
 from consumer.message import Outline
 
@@ -34,6 +35,8 @@ class Handle:
         Since when what is left of it keeps it from being made anew.
     replaced : tuple of str
         Runs that filled it before the present one.
+    ledger : str or None
+        The id of its ledger.
     renewing : bool
         Whether another run begins as soon as what there is of this one is written.
     """
@@ -48,6 +51,7 @@ class Handle:
     source: str | None = None
     run: str | None = None
     replaced: tuple[str, ...] = ()
+    ledger: str | None = None
     renewing: bool = False
     complete: bool = False
     channel: int = 0
@@ -57,6 +61,17 @@ class Handle:
         """The message to open it for: the first that waits, or the first that there was."""
         first = self.waiting[0].outline if self.waiting else None
         return first or self.outline
+
+    @property
+    def completion(self) -> ArrayCompleted:
+        """The event that it is complete."""
+        return ArrayCompleted(
+            store=self.key.store,
+            array=self.key.path,
+            source=self.source,
+            run=self.run,
+            ledger=self.ledger,
+        )
 
     def claim(self, outline: Outline) -> None:
         """Bind the array to the source and run of a message that it takes, or refuse a second one.

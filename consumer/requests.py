@@ -77,6 +77,8 @@ class Opened:
         What the array is bound to, by its ledger.
     replaced : tuple of str
         Earlier runs.
+    ledger : str or None
+        The ledger's own id.
     partly
         Blocks that its ledger knows to be partly filled, at least some, and which boxes of each,
         relative to it; None where the array was open already, and is what it was.
@@ -89,6 +91,7 @@ class Opened:
     source: str | None = None
     run: str | None = None
     replaced: tuple[str, ...] = ()
+    ledger: str | None = None
     partly: Mapping[BlockIndex, tuple[Box, ...]] | None = None
     completed: bool = False
 

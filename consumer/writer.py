@@ -226,7 +226,7 @@ class Writer:
         completed = tenure.arrays.get(stored.key.path) is not array and unannounced(array.ledger)
         tenure.arrays[stored.key.path] = array
         known = StoredArray(stored.key, stored.layout)
-        bound = header.source, header.run, header.replaced
+        bound = header.source, header.run, header.replaced, header.ledger
         done(Opened(known, taken, *bound, partly, completed), None)
 
     def _allow(self, store: str, epoch: str, done: Done[None]) -> None:

@@ -11,6 +11,7 @@ import pytest
 import zarr
 
 from conftest import MakeConsumer
+from consumer import cli
 from consumer.blocks import ArrayKey
 from consumer.commands import wait
 from consumer.commit import ledger_folder
@@ -90,7 +91,12 @@ def test_completion_is_announced_before_the_last_tile_is_acknowledged(
         consumer.wait_settled(len(PLACES))
         completed = events.of("array.completed")
         assert [ArrayCompleted(**body) for body in completed] == [
-            ArrayCompleted(store=STORE, array="x", run="unet/7")
+            ArrayCompleted(
+                store=STORE,
+                array="x",
+                run="unet/7",
+                ledger=ledger(tmp_path / "root").header.ledger,
+            )
         ]
         properties = events.seen[-1][0]
         assert properties.message_id == completed[0]["message_id"]
@@ -103,6 +109,22 @@ def test_completion_is_announced_before_the_last_tile_is_acknowledged(
         consumer.wait_settled(len(PLACES) + 1)
         assert len(events.of("array.completed")) == 1
         assert consumer.stop() == 0
+
+
+def test_an_array_that_is_filled_anew_after_a_reset_is_another_completion(
+    make_consumer: MakeConsumer, producer: Channel, events: Events, tmp_path: Path
+) -> None:
+    with make_consumer() as consumer:
+        for times in (1, 2):
+            for place in PLACES:
+                send(producer, place)
+            consumer.wait_settled(times * len(PLACES))
+            assert cli.main(["reset", f"{STORE}/x", "--output-root", str(tmp_path / "root")]) == 0
+        first, second = events.wait("array.completed", 2)
+        assert first["message_id"] != second["message_id"]
+        assert first["ledger"] != second["ledger"]
+        assert consumer.stop() == 0
+
 
 
 def test_a_publisher_waits_for_the_completion_of_what_it_published(

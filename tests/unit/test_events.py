@@ -20,8 +20,10 @@ def test_a_completion_has_one_id_however_often_it_is_announced() -> None:
     assert again.message_id == COMPLETED.message_id
 
 
-@pytest.mark.parametrize("changed", [{"store": "p/b.zarr"}, {"array": "y"}, {"run": None}])
-def test_another_store_array_or_run_has_another_id(changed: dict[str, str | None]) -> None:
+@pytest.mark.parametrize(
+    "changed", [{"store": "p/b.zarr"}, {"array": "y"}, {"run": None}, {"ledger": "l"}], ids=str
+)
+def test_another_store_array_run_or_ledger_has_another_id(changed: dict[str, str | None]) -> None:
     assert COMPLETED.model_copy(update=changed).message_id != COMPLETED.message_id
 
 

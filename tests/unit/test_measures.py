@@ -8,8 +8,9 @@ from typing import Any
 from flowing import FlowBench
 
 from consumer.announcer import Announcer
-from consumer.blocks import ArrayKey
+from consumer.blocks import ArrayKey, DeliveryId
 from consumer.errors import StorageFault
+from consumer.events import ArrayCompleted
 from consumer.faults import Faults
 from consumer.metrics import Metrics
 from consumer.scratch import Scratch
@@ -96,13 +97,31 @@ class Unheard:
         done(None, None)
 
 
+def completion(array: ArrayKey, run: str | None = None) -> ArrayCompleted:
+    """Return the event that an array is complete."""
+    return ArrayCompleted(store=array.store, array=array.path, run=run)
+
+
+def test_a_run_that_ends_while_the_one_before_is_announced_is_announced_too() -> None:
+    unheard, acknowledged = Unheard(), list[Any]()
+    announcer = Announcer(unheard, unheard, acknowledged.append, interval_s=1)  # type: ignore[arg-type] # as far as it is used
+    announcer.completed(completion(ARRAY, "first"), [DeliveryId(1, 1)], now=10)
+    announcer.completed(completion(ARRAY, "second"), [DeliveryId(1, 2)], now=20)
+    assert len(unheard.asked) == 2
+    for asked in unheard.asked:
+        assert announcer.announces(ARRAY)
+        asked(True)
+    assert not announcer.announces(ARRAY)
+    assert acknowledged == [DeliveryId(1, 1), DeliveryId(1, 2)]
+
+
 def test_a_completion_is_overdue_until_it_is_announced() -> None:
     unheard = Unheard()
     announcer = Announcer(unheard, unheard, lambda _delivery: None, interval_s=1)  # type: ignore[arg-type] # as far as it is used
     assert announcer.overdue(5) == 0
-    announcer.completed(ARRAY, None, None, now=10)
-    announcer.completed(OTHER, None, None, now=20)
-    announcer.completed(ARRAY, None, None, now=30)
+    announcer.completed(completion(ARRAY), now=10)
+    announcer.completed(completion(OTHER), now=20)
+    announcer.completed(completion(ARRAY), now=30)
     assert announcer.overdue(100) == 90
     unheard.asked[0](True)
     assert announcer.overdue(100) == 80
