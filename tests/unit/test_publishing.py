@@ -45,7 +45,7 @@ WRONG = {
     "name that is no text": ({"app_id": 5}, "app_id: Input should be a valid string (got 5)"),
     "no broker": (
         {"broker": None},
-        "broker: must be host[:port], an AMQP URL or an Endpoint (got None)",
+        "broker: must be host[:port], an AMQP URL or an Endpoint (got one of type NoneType)",
     ),
     "access said twice": (
         {"broker": Endpoint(), "username": "unet"},
