@@ -29,9 +29,9 @@ class _Progress:
     telling: bool = False
 
     @property
-    def keeps_waiting(self) -> bool:
-        """Whether it is to be told that all is filled, for which somebody may wait."""
-        return self.filled == self.total and (self.telling or self.filled != self.told)
+    def is_owed(self) -> bool:
+        """Whether it is still to be told that all is filled, for which somebody may wait."""
+        return self.filled == self.total != self.told
 
     def is_due(self, now: float, interval_s: float) -> bool:
         """Whether there is something new, and it is time to tell."""
@@ -71,33 +71,34 @@ class Announcer:
         self._storage = storage
         self._acknowledge = acknowledge
         self._interval_s = interval_s
-        # By completion that is being announced: the deliveries that wait for it.
-        self._waiting: dict[ArrayCompleted, list[DeliveryId]] = {}
-        self._since: dict[ArrayCompleted, float] = {}
+        # By array and ledger whose completion is being announced: the deliveries that wait for it.
+        self._waiting: dict[ArrayKey, dict[str | None, list[DeliveryId]]] = {}
+        self._since: dict[tuple[ArrayKey, str | None], float] = {}
         self._progress: dict[ArrayKey, _Progress] = {}
 
     @property
     def busy(self) -> bool:
         """Whether something is being announced that somebody may wait for."""
-        return bool(self._waiting) or any(each.keeps_waiting for each in self._progress.values())
+        return bool(self._waiting) or any(each.is_owed for each in self._progress.values())
 
     def announces(self, array: ArrayKey) -> bool:
         """Whether it is being announced that an array is complete, or still is."""
         progress = self._progress.get(array)
-        told = any(array == _key(completion) for completion in self._waiting)
-        return told or (progress is not None and progress.keeps_waiting)
+        return array in self._waiting or (progress is not None and progress.is_owed)
 
     def completed(
         self, completion: ArrayCompleted, settled: Iterable[DeliveryId] = (), *, now: float
     ) -> None:
         """Announce that an array is complete, then have deliveries acknowledged."""
-        self._progress.pop(_key(completion), None)
-        if completion in self._waiting:
-            self._waiting[completion] += settled
+        array, ledger = ArrayKey(completion.store, completion.array), completion.ledger
+        self._progress.pop(array, None)
+        waiting = self._waiting.setdefault(array, {})
+        if ledger in waiting:
+            waiting[ledger] += settled
             return
-        self._waiting[completion] = list(settled)
-        self._since[completion] = now
-        self._broker.announce(completion, partial(self._told, completion))
+        waiting[ledger] = list(settled)
+        self._since[array, ledger] = now
+        self._broker.announce(completion, partial(self._told, array, ledger))
 
     def overdue(self, now: float) -> float:
         """Return for how long an array has been announced in vain, at most, in seconds."""
@@ -136,28 +137,32 @@ class Announcer:
 
     def channel_lost(self, channel: int) -> None:
         """Forget a channel's deliveries: they come again. What is being announced goes on."""
-        for waiting in self._waiting.values():
-            waiting[:] = [identity for identity in waiting if identity.channel != channel]
+        for by_ledger in self._waiting.values():
+            for waiting in by_ledger.values():
+                waiting[:] = [identity for identity in waiting if identity.channel != channel]
 
     def forget(self, array: ArrayKey) -> None:
         """Forget an array's progress."""
         self._progress.pop(array, None)
 
-    def _told(self, completion: ArrayCompleted, told: bool) -> None:
+    def _told(self, array: ArrayKey, ledger: str | None, told: bool) -> None:
         if told:
-            noted = partial(self._noted, completion)
-            self._storage.remark(_key(completion), noted, announced=True)
+            noted = partial(self._noted, array, ledger)
+            self._storage.remark(array, noted, announced=ledger)
         else:
-            self._noted(completion, None, None)
+            self._noted(array, ledger, None, None)
 
     def _noted(
-        self, completion: ArrayCompleted, _written: Written | None, _error: ConsumerError | None
+        self,
+        array: ArrayKey,
+        ledger: str | None,
+        _written: Written | None,
+        _error: ConsumerError | None,
     ) -> None:
         # Where that could not be noted, it is announced once more by whoever opens the array next.
-        del self._since[completion]
-        for identity in self._waiting.pop(completion):
+        del self._since[array, ledger]
+        waiting = self._waiting[array].pop(ledger)
+        if not self._waiting[array]:
+            del self._waiting[array]
+        for identity in waiting:
             self._acknowledge(identity)
-
-
-def _key(completion: ArrayCompleted) -> ArrayKey:
-    return ArrayKey(completion.store, completion.array)

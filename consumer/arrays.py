@@ -24,7 +24,7 @@ from consumer.commit import Commit, Step, no_step
 from consumer.contract import ArrayEntry
 from consumer.coverage import Box
 from consumer.encoder import AnyArray, Encoder
-from consumer.errors import ArrayMismatch, DamagedBlock, Leftovers
+from consumer.errors import ArrayMismatch, DamagedBlock, Leftovers, is_shortage
 from consumer.files import refuse_links
 from consumer.layouts import check_block, stored_layout
 from consumer.ledger_format import LEDGER_ID
@@ -177,11 +177,9 @@ class ReadableArray(StoredArray):
     def _decoding(self, box: Box) -> Iterator[None]:
         try:
             yield
-        except MemoryError:
-            raise
         except Exception as error:
-            # Decoders raise those without a number, for what they cannot decode.
-            if isinstance(error, OSError) and error.errno is not None:
+            # Decoders raise OSError without a number, for what they cannot decode.
+            if is_shortage(error) or (isinstance(error, OSError) and error.errno is not None):
                 raise
             raise DamagedBlock(
                 f"{self.key.store}/{self.key.path}: what is stored in {box.start} to {box.stop} "
@@ -329,12 +327,10 @@ def _open(
     try:
         source = MemoryStore({metadata_key(path): unmade[path]}) if unmade else store.reader
         return zarr.open(source, path=path, mode="r")
-    except MemoryError:
-        raise
     except Exception as error:
         # zarr does not find what it does not know, and gives no number then.
         unknown = getattr(error, "errno", None) is None and _stamp(store.path / path) is not None
-        if isinstance(error, OSError) and not unknown:
+        if is_shortage(error) or (isinstance(error, OSError) and not unknown):
             raise
         raise ArrayMismatch(
             f"{store.key}/{path}: its metadata cannot be read ({type(error).__name__}: {error})"

@@ -48,16 +48,20 @@ EXIT_CTRL_C = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code: 0 done, 1 failed, 2 unusable settings or arguments."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _main(list(sys.argv[1:] if arguments is None else arguments))
-        sys.stdout.flush()
+        code = _main(given)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         # Who read it has seen enough.
         _drop_output()
         return EXIT_FAILED
     except OSError as error:
+        if given[:1] == ["run"]:
+            raise
         _drop_output()
-        return _refuse(f"standard output: {error}")
+        return _refuse(str(error))
     except KeyboardInterrupt as error:
         return _refuse("; ".join(["interrupted", *getattr(error, "__notes__", ())]), EXIT_CTRL_C)
     return code
@@ -66,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _drop_output() -> None:
     """Have Python not complain once more, when it ends, of what cannot be written."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -103,12 +108,6 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         return _refuse(f"{error}; try again", EXIT_FAILED)
     except ConsumerError as error:
         return _refuse(str(error), EXIT_FAILED)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        if name == "run":
-            raise
-        return _refuse(str(error))
     return code
 
 

@@ -293,6 +293,13 @@ def from_os_error(error: OSError, *, root_writable: bool) -> ConsumerError:
     return StorageFault(what)
 
 
+def is_shortage(error: BaseException) -> bool:
+    """Whether memory or threads have run out, which says nothing of what was being done."""
+    # As Python says where the kernel starts no more.
+    no_thread = isinstance(error, RuntimeError) and str(error) == "can't start new thread"
+    return no_thread or isinstance(error, MemoryError)
+
+
 def without_values(error: str) -> str:
     """Return argparse's word on unknown arguments, without what may be a password."""
     what, unknown, given = error.partition("unrecognized arguments: ")

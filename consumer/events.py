@@ -75,8 +75,8 @@ class ArrayCompleted(ArrayEvent):
     @computed_field  # type: ignore[prop-decorator]  # pydantic's own advice for properties
     @property
     def message_id(self) -> str:
-        """The same for the same store, array, run and ledger; also AMQP's `message_id`."""
-        text = json.dumps([self.event, self.store, self.array, self.run, self.ledger])
+        """The same for the same store, array and ledger; also AMQP's `message_id`."""
+        text = json.dumps([self.event, self.store, self.array, self.ledger])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @property

@@ -4,6 +4,7 @@ What is damaged, or of an array that had the name before, counts as empty. Only 
 store changes anything: with the first round, that is set aside or removed.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -126,7 +127,7 @@ def find(root: Path) -> Iterator[ArrayKey]:
 
 def _raise(error: OSError) -> None:
     # Of a store that is removed meanwhile there is nothing to find.
-    if not isinstance(error, FileNotFoundError):
+    if error.errno not in (errno.ENOENT, errno.ESTALE):
         raise error
 
 

@@ -57,6 +57,17 @@ class Letter:
     alone: bool = False
     given_up: bool = False
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether it need not be sent where it is asked for again; an event is of what was."""
+        return self.operation == "park"
+
+    def let_go(self) -> None:
+        """Tell whoever waits for it that it was not taken; nobody waits then."""
+        done, self.done = self.done, _nobody
+        self.comes_again_on, self.given_up = None, False
+        done(False)
+
 
 class Outgoing:
     """Publishes messages in their order, so many at a time, each until it is confirmed.
@@ -121,19 +132,18 @@ class Outgoing:
         )
 
     def give_up(self, channel: int) -> None:
-        """Send no more of what is asked for again, since a channel was lost.
+        """Send no more of what is asked for again, since a channel was lost; but events are sent.
 
         What is under way may be taken all the same, and its `done` is told so.
         """
         for letter in self._unconfirmed.values():
             letter.given_up |= letter.comes_again_on == channel
-        unsent = [x for x in (*self._waiting, *self._later) if x.comes_again_on == channel]
+        unsent = {x: None for x in (*self._waiting, *self._later) if x.comes_again_on == channel}
+        dropped = {letter for letter in unsent if letter.is_copy}
+        self._waiting = deque(x for x in self._waiting if x not in dropped)
+        self._later = {x: None for x in self._later if x not in dropped}
         for letter in unsent:
-            letter.given_up = True
-        self._waiting = deque(x for x in self._waiting if not x.given_up)
-        self._later = {x: None for x in self._later if not x.given_up}
-        for letter in unsent:
-            letter.done(False)
+            letter.let_go()
 
     def _opened(self, channel: Channel) -> None:
         channel.add_on_return_callback(self._on_return)
@@ -201,8 +211,9 @@ class Outgoing:
 
     def _again(self, letter: Letter) -> None:
         if letter.given_up:
-            letter.done(False)
-            return
+            letter.let_go()
+            if letter.is_copy:
+                return
         log.error(
             "a message was refused or found no queue; trying again",
             extra={
@@ -219,3 +230,7 @@ class Outgoing:
         if letter in self._later:
             del self._later[letter]
             self.publish(letter)
+
+
+def _nobody(_taken: bool) -> None:
+    pass

@@ -161,11 +161,11 @@ class Written:
 class Remark:
     """Put down in an array's ledger that it was announced as complete, or that tiles were parked.
 
-    It is durable when it is answered.
+    It is durable when it is answered. `announced` is the ledger's id: another one may have begun.
     """
 
     array: ArrayKey
-    announced: bool = False
+    announced: str | None = None
     parked: int = 0
 
 

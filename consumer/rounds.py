@@ -124,7 +124,7 @@ def _ledger_files(blocks: Iterable[Encoded], arrays: Iterable[WritableArray]) ->
         if isinstance(request, Remark):
             ledger.count_parked(request.parked)
             # Unless it was emptied meanwhile: then it was another run that is announced.
-            if request.announced and ledger.complete:
+            if request.announced == ledger.header.ledger and ledger.complete:
                 ledger.announce()
             continue
         ledger.bind(request.source, request.run)

@@ -141,7 +141,7 @@ class Storage:
         self._ask(request, done)
 
     def remark(
-        self, array: ArrayKey, done: Done[Written], *, announced: bool = False, parked: int = 0
+        self, array: ArrayKey, done: Done[Written], *, announced: str | None = None, parked: int = 0
     ) -> None:
         """Put something down in the ledger of an array that is open; see `Remark`."""
         self._ask(Remark(array, announced, parked), done)

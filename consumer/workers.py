@@ -9,16 +9,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from consumer.errors import ConsumerError, StorageFault, StoreNotWritable, Unexpected, from_os_error
+from consumer.errors import (
+    ConsumerError,
+    StorageFault,
+    StoreNotWritable,
+    Unexpected,
+    from_os_error,
+    is_shortage,
+)
 from consumer.requests import Done
 from consumer.trials import Root
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-# As Python says where the kernel starts no more.
-_NO_THREAD = "can't start new thread"
 
 ENCODE, DISK, JOURNAL = "encode", "disk", "journal"
 
@@ -65,11 +69,9 @@ class Workers:
             raise
         except OSError as error:
             raise from_os_error(error, root_writable=self._root_is_writable()) from error
-        except MemoryError as error:
-            raise StorageFault(f"out of memory: {error}") from error
         except Exception as error:
-            if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
-                raise StorageFault(f"out of threads: {error}") from error
+            if is_shortage(error):
+                raise StorageFault(f"out of memory or threads: {error}") from error
             log.exception("unexpected error in the writer")
             raise Unexpected(f"{type(error).__name__}: {error}") from error
 

@@ -121,7 +121,7 @@ class Writer:
 
     def run(self) -> None:
         """Do what comes; never returns."""
-        self._workers.run(self._journal.sweep, lambda _result, _error: None, lane=JOURNAL)
+        self._note(self._journal.sweep, lambda _result, _error: None)
         while True:
             self._events.get()()
 
@@ -145,11 +145,20 @@ class Writer:
             case Close(array):
                 self._close(array, done)
             case BeginLone(fingerprints):
-                self._workers.run(partial(self._journal.begin, fingerprints), done, lane=JOURNAL)
+                self._note(partial(self._journal.begin, fingerprints), done)
             case EndLone(entry, settled):
-                self._workers.run(partial(self._journal.end, entry, settled), done, lane=JOURNAL)
+                self._note(partial(self._journal.end, entry, settled), done)
             case _:
                 self._workers.run(partial(_look, self._root, request), done)
+
+    def _note(self, work: Callable[[], Result], done: Done[Result]) -> None:
+        """Have the journal do something, one after the other."""
+
+        def noted() -> Result:
+            self._root.require()
+            return work()
+
+        self._workers.run(noted, done, lane=JOURNAL)
 
     # -- stores and arrays ----------------------------------------------------------------------
 

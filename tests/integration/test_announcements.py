@@ -126,7 +126,6 @@ def test_an_array_that_is_filled_anew_after_a_reset_is_another_completion(
         assert consumer.stop() == 0
 
 
-
 def test_a_publisher_waits_for_the_completion_of_what_it_published(
     make_consumer: MakeConsumer, producer: Channel, tmp_path: Path
 ) -> None:

@@ -306,7 +306,7 @@ class Owner:
         done(written, error)
 
     def remark(
-        self, array: ArrayKey, done: Done[Written], *, announced: bool = False, parked: int = 0
+        self, array: ArrayKey, done: Done[Written], *, announced: str | None = None, parked: int = 0
     ) -> None:
         """Put something down in a ledger."""
         self._call()

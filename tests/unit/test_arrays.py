@@ -516,7 +516,13 @@ def test_what_cannot_be_decoded_is_reported_with_its_place(
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.EIO, os.strerror(errno.EIO)), MemoryError("no room")], ids=repr
+    "error",
+    [
+        OSError(errno.EIO, os.strerror(errno.EIO)),
+        MemoryError("no room"),
+        RuntimeError("can't start new thread"),
+    ],
+    ids=repr,
 )
 def test_a_disk_or_memory_that_fails_while_reading_is_no_damage(
     store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -89,17 +89,21 @@ class Unheard:
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
+        self.announced: list[str | None] = []
 
     def announce(self, _event: Any, done: Any) -> None:
         self.asked.append(done)
 
-    def remark(self, _array: ArrayKey, done: Any, **_said: Any) -> None:
+    def remark(self, _array: ArrayKey, done: Any, *, announced: str | None) -> None:
+        self.announced.append(announced)
         done(None, None)
 
 
-def completion(array: ArrayKey, run: str | None = None) -> ArrayCompleted:
+def completion(
+    array: ArrayKey, ledger: str | None = None, run: str | None = None
+) -> ArrayCompleted:
     """Return the event that an array is complete."""
-    return ArrayCompleted(store=array.store, array=array.path, run=run)
+    return ArrayCompleted(store=array.store, array=array.path, run=run, ledger=ledger)
 
 
 def test_a_run_that_ends_while_the_one_before_is_announced_is_announced_too() -> None:
@@ -107,12 +111,14 @@ def test_a_run_that_ends_while_the_one_before_is_announced_is_announced_too() ->
     announcer = Announcer(unheard, unheard, acknowledged.append, interval_s=1)  # type: ignore[arg-type] # as far as it is used
     announcer.completed(completion(ARRAY, "first"), [DeliveryId(1, 1)], now=10)
     announcer.completed(completion(ARRAY, "second"), [DeliveryId(1, 2)], now=20)
+    announcer.completed(completion(ARRAY, "second", "7"), [DeliveryId(1, 3)], now=30)
     assert len(unheard.asked) == 2
     for asked in unheard.asked:
         assert announcer.announces(ARRAY)
         asked(True)
     assert not announcer.announces(ARRAY)
-    assert acknowledged == [DeliveryId(1, 1), DeliveryId(1, 2)]
+    assert acknowledged == [DeliveryId(1, number) for number in (1, 2, 3)]
+    assert unheard.announced == ["first", "second"]
 
 
 def test_a_completion_is_overdue_until_it_is_announced() -> None:
@@ -149,7 +155,8 @@ def test_who_waits_for_an_array_that_is_filled_once_more_hears_it_before_it_is_f
     announcer.tick(10.5, bound)
     assert len(unheard.asked) == 1
     announcer.tick(11.5, bound)
-    assert waited_for()
+    assert len(unheard.asked) == 2
+    assert not waited_for()
     unheard.asked[1](True)
     assert not waited_for()
     announcer.written(OTHER, 100, 50)

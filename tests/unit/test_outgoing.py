@@ -150,3 +150,24 @@ def test_what_was_sent_before_the_channel_was_lost_is_told_as_taken(
     broker.outgoing.give_up(1)
     broker.run()
     assert done == [True]
+
+
+@pytest.mark.parametrize("refused_first", [True, False])
+def test_an_event_is_told_also_where_its_channel_is_lost(
+    monkeypatch: pytest.MonkeyPatch, refused_first: bool
+) -> None:
+    broker, done = RefusingBroker(monkeypatch), list[bool]()
+    event = letter("refused", done.append)
+    event.operation, event.comes_again_on = "announce", 1
+    broker.outgoing.publish(event)
+    if refused_first:
+        broker.run()
+    broker.outgoing.give_up(1)
+    if not refused_first:
+        broker.run()
+    assert done == [False]
+    event.routing_key = "taken"
+    broker.later[-1]()
+    broker.run()
+    assert broker.taken["taken"] == 1
+    assert done == [False]

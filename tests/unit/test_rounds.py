@@ -69,10 +69,20 @@ def test_what_was_encoded_for_an_array_that_is_gone_does_not_go_into_the_one_mad
 
 def test_only_what_is_complete_counts_as_announced(store: Store) -> None:
     array = opened(store)
-    announced = Encoded(array, Remark(array.open.key, announced=True), {})
+    announced = Encoded(array, Remark(array.open.key, announced=array.ledger.header.ledger), {})
     commit([block(array, 0)])
     commit([announced])
     assert not array.ledger.header.announced
     commit([block(array, 1)])
     commit([announced])
     assert array.ledger.header.announced
+
+
+def test_what_was_announced_of_an_earlier_ledger_says_nothing_of_the_present_one(
+    store: Store,
+) -> None:
+    array = opened(store)
+    commit([block(array, 0), block(array, 1)])
+    commit([Encoded(array, Remark(array.open.key, announced="an earlier one"), {})])
+    assert array.ledger.complete
+    assert not array.ledger.header.announced
