@@ -78,8 +78,8 @@ class Announcer:
 
     @property
     def busy(self) -> bool:
-        """Whether something is being announced that somebody may wait for."""
-        return bool(self._waiting) or any(each.is_owed for each in self._progress.values())
+        """Whether something is being announced that deliveries may wait for."""
+        return bool(self._waiting)
 
     def announces(self, array: ArrayKey) -> bool:
         """Whether it is being announced that an array is complete, or still is."""

@@ -96,6 +96,8 @@ class Journal:
         As in `together`.
     clock : callable
         Seconds since the epoch.
+    require : callable
+        Raises where the root is not the one that it was.
     """
 
     def __init__(
@@ -107,7 +109,9 @@ class Journal:
         file_mode: int,
         folder_mode: int,
         clock: Callable[[], float] = time.time,
+        require: Callable[[], None] = lambda: None,
     ) -> None:
+        self._require = require
         self._folder = root / STATE_FOLDER / LONE_FOLDER
         self._folders = Folders(root, folder_mode)
         self._by = by
@@ -128,7 +132,10 @@ class Journal:
             As the operating system gave it; nothing is begun then.
         UnsafePath
             Where a symbolic link stands below the output root.
+        StorageFault
+            Where the root is not the one that it was.
         """
+        self._require()
         self._remove_ended()
         self._read()
         cut_short = [each for name, each in self._entries.items() if name not in self._ended]

@@ -117,11 +117,12 @@ class Writer:
             attempts=setup.lone_attempts,
             file_mode=setup.file_mode,
             folder_mode=setup.folder_mode,
+            require=self._root.require,
         )
 
     def run(self) -> None:
         """Do what comes; never returns."""
-        self._note(self._journal.sweep, lambda _result, _error: None)
+        self._workers.run(self._journal.sweep, lambda _result, _error: None, lane=JOURNAL)
         while True:
             self._events.get()()
 
@@ -145,20 +146,11 @@ class Writer:
             case Close(array):
                 self._close(array, done)
             case BeginLone(fingerprints):
-                self._note(partial(self._journal.begin, fingerprints), done)
+                self._workers.run(partial(self._journal.begin, fingerprints), done, lane=JOURNAL)
             case EndLone(entry, settled):
-                self._note(partial(self._journal.end, entry, settled), done)
+                self._workers.run(partial(self._journal.end, entry, settled), done, lane=JOURNAL)
             case _:
                 self._workers.run(partial(_look, self._root, request), done)
-
-    def _note(self, work: Callable[[], Result], done: Done[Result]) -> None:
-        """Have the journal do something, one after the other."""
-
-        def noted() -> Result:
-            self._root.require()
-            return work()
-
-        self._workers.run(noted, done, lane=JOURNAL)
 
     # -- stores and arrays ----------------------------------------------------------------------
 

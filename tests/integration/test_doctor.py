@@ -110,7 +110,8 @@ def test_all_is_well_beside_a_consumer_at_work(
         found = consumer.metrics()
         assert consumer.stop() == 0
     assert (report.code, report.failed()) == (0, [])
-    assert [v for k, v in found.items() if k.startswith("tiles_reconnects_total")] == [0, 0, 0]
+    assert [v for k, v in found.items() if k.startswith("tiles_reconnects_total")] == [0, 0]
+    assert found['tiles_partition_channels_lost_total{partition="00"}'] == 0
     checks = ("packages", "output root", "removed folders", "topology", "permissions")
     for check in (*checks, "message size", "clock", "settings", "plugins"):
         assert report.verdicts(check) == ["ok"], report.lines

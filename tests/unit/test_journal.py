@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_only_the_one_that_kills_is_parked_and_soon(killer: int, count: int) -> 
 
 def make(root: Path, *, by: str = "one", now: float | None = None) -> Journal:
     """Return the journal as a process that has just started sees it."""
-    clock = {} if now is None else {"clock": lambda: now}
+    clock: dict[str, Any] = {} if now is None else {"clock": lambda: now}
     return Journal(root, by=by, attempts=ATTEMPTS, file_mode=0o640, folder_mode=0o750, **clock)
 
 

@@ -252,7 +252,8 @@ def test_a_root_that_is_mounted_no_more_is_not_taken_for_an_empty_one(tmp_path: 
         assert bench.write(0, 3)[1][1] is None
         disk.close()
         assert isinstance(bench.write(1, 3)[1][1], Fenced)
-        for _, found in (bench.open(), bench.ask(bench.storage.probe)):
+        begun = bench.ask(bench.storage.begin_lone, ["a suspect"])
+        for _, found in (bench.open(), bench.ask(bench.storage.probe), begun):
             assert isinstance(found, StorageFault)
             assert "is on another file system than before" in str(found)
         assert list(root.iterdir()) == []
