@@ -59,7 +59,7 @@ class Letter:
 
     @property
     def is_copy(self) -> bool:
-        """Whether it need not be sent where it is asked for again; an event is of what was."""
+        """Whether it is of a message, which comes again; an event tells of what has happened."""
         return self.operation == "park"
 
     def let_go(self) -> None:
@@ -138,7 +138,7 @@ class Outgoing:
         """
         for letter in self._unconfirmed.values():
             letter.given_up |= letter.comes_again_on == channel
-        unsent = {x: None for x in (*self._waiting, *self._later) if x.comes_again_on == channel}
+        unsent = [x for x in (*self._waiting, *self._later) if x.comes_again_on == channel]
         dropped = {letter for letter in unsent if letter.is_copy}
         self._waiting = deque(x for x in self._waiting if x not in dropped)
         self._later = {x: None for x in self._later if x not in dropped}
