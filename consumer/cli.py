@@ -49,9 +49,11 @@ EXIT_CTRL_C = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code: 0 done, 1 failed, 2 unusable settings or arguments."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout is None:  # closed by whoever started this
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - for as long as the process lives
     try:
         code = _main(given)
-        _flush()
+        sys.stdout.flush()
     except BrokenPipeError:
         # Who read it has seen enough.
         _drop_output()
@@ -66,16 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _flush() -> None:
-    # It is None where whoever started this has closed it.
-    if sys.stdout is not None:
-        sys.stdout.flush()
-
-
 def _drop_output() -> None:
     """Have Python not complain once more, when it ends, of what cannot be written."""
     try:
-        _flush()
+        sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

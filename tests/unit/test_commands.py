@@ -371,6 +371,13 @@ def test_output_that_nobody_takes_is_no_traceback(
     assert ended.stderr.count("\n") == (1 if full else 0)
 
 
+@pytest.mark.parametrize("words", ["--version", "topology show"])
+def test_a_closed_output_is_no_traceback(words: str) -> None:
+    command = f"exec {sys.executable} -m consumer.cli {words} >&-"
+    ended = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize("name", ["status", "missing", "wait", "verify", "reset"])
 def test_a_disk_that_cannot_be_read_is_one_line_and_code_2(
     writer: Writer, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
